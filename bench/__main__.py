@@ -1,0 +1,97 @@
+"""Prints speed ratios of one run as Markdown: `python -m bench`."""
+
+import importlib.util
+import platform
+import sys
+from collections.abc import Iterable, Sequence
+
+import jax
+from absl import app
+from absl import flags
+
+from bench import decoding
+from bench import peaks
+from bench import shapes
+from bench import training
+from configs import command
+from training import host
+
+_PARTS = ('training', 'decoding')
+_ONLY = flags.DEFINE_list('only', list(_PARTS), 'What to measure.')
+flags.register_validator(
+  'only',
+  lambda names: set(names) <= set(_PARTS),
+  message=f'takes {" and ".join(_PARTS)}, joined by commas',
+)
+_ROUNDS = flags.DEFINE_integer('rounds', 7, 'Timed rounds.', lower_bound=1)
+_QUICK = flags.DEFINE_bool('quick', False, 'Tiny shapes, to see it run.')
+
+
+def main(_: Sequence[str]) -> None:
+  if importlib.util.find_spec('transformers') is None:
+    sys.exit(
+      'bench: PyTorch and transformers are missing; run `make bench`, or'
+      " pip install '.[bench]'."
+    )
+  command.quiet()
+  host.keep_memory()
+  jax.config.update('jax_platforms', 'cpu')
+  _report()
+
+
+def _report() -> None:
+  import torch
+  import transformers
+
+  quick = _QUICK.value
+  cases = shapes.QUICK if quick else shapes.FULL
+  torch.set_num_threads(shapes.cores())
+  flops = peaks.matmul_flops((256,) if quick else (512, 1024, 2048))
+  memory = peaks.memory_bytes(2**20 if quick else 2**28)
+  print(
+    f'{_processor()}, {shapes.cores()} cores; Python'
+    f' {platform.python_version()}, jax {jax.__version__}, torch'
+    f' {torch.__version__}, transformers {transformers.__version__}\n'
+    f'Peaks of this run: float32 matmul {flops / 1e9:.0f} GFLOP/s, memory'
+    f' {memory / 1e9:.1f} GB/s. Ratios: speed of ours over PyTorch, median'
+    f' (low-high) of {_ROUNDS.value} interleaved rounds.\n'
+  )
+  if 'training' in _ONLY.value:
+    print(
+      'Forward, backward and AdamW on the same weights in float32. FLOPs: 6'
+      ' per weight\nand byte, and 6 x layers x width x length per byte for'
+      ' causal attention.\n'
+    )
+    _table(training.rows(cases, _ROUNDS.value, flops))
+  if 'decoding' in _ONLY.value:
+    new_bytes = 8 if quick else 256
+    print(
+      f'Greedy decoding of {new_bytes} bytes after a prompt of'
+      f' {decoding.PROMPT}, the prompt included. The floor reads\nevery weight'
+      ' and the cache from memory once per step.\n'
+    )
+    _table(decoding.rows(cases[:2], _ROUNDS.value, new_bytes, memory))
+
+
+def _table(rows: Iterable[dict[str, object]]) -> None:
+  for number, row in enumerate(rows):
+    if not number:
+      print('| ' + ' | '.join(row) + ' |')
+      print('|' + '---|' * len(row))
+    print('| ' + ' | '.join(map(str, row.values())) + ' |', flush=True)
+  print()
+
+
+def _processor() -> str:
+  try:
+    with open('/proc/cpuinfo') as lines:
+      for line in lines:
+        if line.startswith('model name'):
+          return line.split(':')[1].strip()
+  except OSError:
+    pass
+  return platform.processor() or platform.machine()
+
+
+if __name__ == '__main__':
+  app.run(main, argv=sys.argv)

@@ -1,0 +1,72 @@
+"""What the commands share: errors in one sentence, and quiet logs."""
+
+import contextlib
+import linecache
+import logging
+import os
+from collections.abc import Iterator
+
+from configs import base
+
+_ENTRY_POINTS = ('__main__', 'train', 'eval', 'sample')
+_NOISY = os.sep + 'tensorflow_datasets' + os.sep
+
+
+@contextlib.contextmanager
+def explained(name: str) -> Iterator[None]:
+  """Ends the command with one sentence where the user can put things right.
+
+  That is an error of the file system, or a ValueError or FloatingPointError
+  that this repository raises itself. All others, also a ValueError out of a
+  library, are bugs and keep their traceback.
+  """
+  try:
+    yield
+  except BrokenPipeError:
+    raise
+  except OSError as error:
+    _leave(name, _described(error), error)
+  except (ValueError, FloatingPointError) as error:
+    if not _is_raised_here(error):
+      raise
+    _leave(name, str(error), error)
+
+
+def quiet() -> None:
+  """Drops what libraries log of their own affairs, warnings excepted."""
+  logging.getLogger('jax').setLevel(logging.WARNING)
+  logger = logging.getLogger('absl')
+  if _is_worth_showing not in logger.filters:
+    logger.addFilter(_is_worth_showing)
+
+
+def _is_worth_showing(record: logging.LogRecord) -> bool:
+  return record.levelno >= logging.WARNING or _NOISY not in record.pathname
+
+
+def _is_raised_here(error: Exception) -> bool:
+  """Is the error's origin a raise statement in a file of this repository?"""
+  trace = error.__traceback__
+  while trace.tb_next is not None:
+    trace = trace.tb_next
+  frame = trace.tb_frame
+  package = frame.f_globals.get('__name__', '').split('.')[0]
+  if package not in (*base.PACKAGES, *_ENTRY_POINTS):
+    return False
+  line = linecache.getline(frame.f_code.co_filename, trace.tb_lineno)
+  return line.lstrip().startswith('raise ')
+
+
+def _described(error: OSError) -> str:
+  """Our own words, or those of the system with its file and a way out."""
+  if not error.strerror:
+    return str(error)
+  where = '' if error.filename is None else f'{error.filename}: '
+  return (
+    f'{where}{error.strerror}; put that right (the path, its permissions, disk'
+    ' space) or name another path.'
+  )
+
+
+def _leave(name: str, text: str, error: Exception) -> None:
+  raise SystemExit(f'{name}: {" ".join(text.split())}') from error

@@ -1,0 +1,1 @@
+"""Text corpora on disk, the byte vocabulary, and packed rows for training."""

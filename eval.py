@@ -1,0 +1,104 @@
+"""Scores a run's model on a split and writes one JSON report.
+
+  python eval.py --checkpoint=runs/demo --split=test
+"""
+
+import json
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import app
+from absl import flags
+
+from configs import command
+from configs import restore
+from data import text
+from evals import references
+from models import forward
+from training import manifest
+
+_CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'Run directory.')
+_STEP = flags.DEFINE_integer('step', None, 'Checkpoint step; default newest.')
+_SPLIT = flags.DEFINE_enum('split', 'test', text.SPLITS, 'Split to score.')
+_OUT = flags.DEFINE_string(
+  'out', None, 'Report file; default report.json in the run directory.'
+)
+
+
+def main(_: Sequence[str]) -> None:
+  command.quiet()
+  with command.explained('eval.py'):
+    if not _CHECKPOINT.value:
+      raise ValueError(
+        '--checkpoint is missing; name a run directory, the --workdir of'
+        ' train.py.'
+      )
+    out = pathlib.Path(_OUT.value or f'{_CHECKPOINT.value}/report.json')
+    report = evaluate(_CHECKPOINT.value, _STEP.value, _SPLIT.value)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    manifest.write_file(out, json.dumps(report, indent=2) + '\n')
+  print(table(report, _SPLIT.value))
+  print(f'report: {out}')
+
+
+def evaluate(directory: str, step: int | None, split: str) -> dict[str, Any]:
+  """Every evaluator of the run's config, and references on the same bytes."""
+  run = restore.restore(directory, step=step)
+  config = run.config
+  config.data.prepare()
+  documents = config.data.open(split)
+  report: dict[str, Any] = {
+    'checkpoint': str(directory),
+    'step': run.step,
+    'parameters': sum(x.size for x in jax.tree.leaves(run.params)),
+    'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+    'corpus': documents.metadata,
+  }
+  apply = forward.pure(config.model)
+  for evaluator in config.evals:
+    began = time.monotonic()
+    found = evaluator.run(apply, run.params, documents)
+    found['seconds'] = time.monotonic() - began
+    report |= {f'eval/{split}/{name}': x for name, x in found.items()}
+    settings = vars(evaluator)
+    report |= {f'eval/{split}/{name}': x for name, x in settings.items()}
+  compared = references.references(
+    np.asarray(documents.bytes), np.asarray(config.data.open('train').bytes)
+  )
+  return report | {
+    f'eval/{split}/reference/{name}': x for name, x in compared.items()
+  }
+
+
+def table(report: dict[str, Any], split: str) -> str:
+  """Bits per byte of the model and of what it is compared with."""
+  head = f'eval/{split}/'
+  rows = [
+    (f'model at step {report["step"]}', report[f'{head}bits_per_byte']),
+    ('gzip -9', report[f'{head}reference/gzip_9']),
+    ('xz -9', report[f'{head}reference/xz_9']),
+    ('order-3 k-gram', report[f'{head}reference/kgram_3']),
+    (
+      'order-3 k-gram, read the train split',
+      report[f'{head}reference/kgram_3_primed'],
+    ),
+  ]
+  lines = [
+    f'{report[f"{head}bytes"]} bytes in {report[f"{head}documents"]} documents'
+    f' of split {split!r}',
+    f'{"":38}bits per byte',
+  ]
+  error = report[f'{head}bits_per_byte_stderr']
+  for name, value in rows:
+    known = error is not None and name.startswith('model')
+    note = f' +- {error:.3f}' if known else ''
+    lines.append(f'{name:38}{value:.3f}{note}')
+  return '\n'.join(lines)
+
+
+if __name__ == '__main__':
+  app.run(main)

@@ -1,0 +1,1 @@
+"""Evaluators: what train.py and eval.py measure, and honest references."""

@@ -1,0 +1,292 @@
+"""Matrices written as a chain of cores, each a batch of small matrices.
+
+Axes have names. The input features are the axes `inputs`, the output features
+the axes `outputs`, row-major and padded with zeros. An axis that several cores
+hold is a block index, unless it is no feature: then it is their bond.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Axes of the einsum family: the input's, the output's, the bond.
+EINSUM = ('alpha', 'beta', 'gamma', 'delta', 'epsilon', 'phi', 'rho')
+_TOKENS = 'tokens'
+
+
+class Core(NamedTuple):
+  """A kernel [batch, contract, out]; each entry is a tuple of axis names."""
+
+  batch: tuple[str, ...]
+  contract: tuple[str, ...]
+  out: tuple[str, ...]
+
+  @property
+  def axes(self) -> tuple[str, ...]:
+    return self.batch + self.contract + self.out
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+  """Cores in the order in which they meet the input, and their sizes.
+
+  d_in, d_out: widths of the layer, at most the products of the sizes of
+  `inputs` and `outputs`.
+  """
+
+  d_in: int
+  d_out: int
+  inputs: tuple[str, ...]
+  outputs: tuple[str, ...]
+  cores: tuple[Core, ...]
+  sizes: dict[str, int]
+
+  def size(self, axes: Iterable[str]) -> int:
+    """Product of the sizes of axes."""
+    return math.prod(self.sizes[axis] for axis in axes)
+
+  @property
+  def shapes(self) -> tuple[tuple[int, int, int], ...]:
+    """Kernel shapes: blocks, fan-in and fan-out of every core."""
+    return tuple(tuple(map(self.size, core)) for core in self.cores)
+
+  @property
+  def params(self) -> int:
+    """Numbers in all kernels."""
+    return sum(map(math.prod, self.shapes))
+
+  @property
+  def macs(self) -> int:
+    """Multiply-adds per token, padding included."""
+    total, state = 0, self.inputs
+    for core in self.cores:
+      idle = [a for a in state if a not in core.batch + core.contract]
+      total += self.size(core.axes) * self.size(idle)
+      state = core.batch + tuple(idle) + core.out
+    return total
+
+  @property
+  def rank(self) -> int:
+    """Rank of the matrix of generic cores: the least cut of the network.
+
+    With padding it is an upper bound, which generic cores reach as a rule.
+    """
+    least = min(self.d_in, self.d_out)
+    # Every core stands on the side of the input (0) or of the output (1).
+    for sides in itertools.product((0, 1), repeat=len(self.cores)):
+      cut = 1
+      for axis, size in self.sizes.items():
+        held = {
+          side
+          for side, core in zip(sides, self.cores, strict=True)
+          if axis in core.axes
+        }
+        held |= {0} if axis in self.inputs else set()
+        held |= {1} if axis in self.outputs else set()
+        cut *= size if len(held) == 2 else 1
+      least = min(least, cut)
+    return least
+
+  @property
+  def max_bond(self) -> int:
+    """The largest useful bond: beyond it cores only repeat each other."""
+    features = set(self.inputs + self.outputs)
+    limits = []
+    for i in range(1, len(self.cores)):
+      left, right = (
+        {axis for core in part for axis in core.axes} & features
+        for part in (self.cores[:i], self.cores[i:])
+      )
+      limits += [self.size(left - right), self.size(right - left)]
+    return min(limits)
+
+
+def pair(d_in: int, d_out: int, sizes: dict[str, int]) -> Chain:
+  """Two cores of the einsum family, the one first that makes it cheaper.
+
+  sizes: of the axes EINSUM. The input is (gamma, alpha, beta), the output (phi,
+  delta, epsilon).
+  """
+  chains = []
+  for first, second in (
+    (('beta', 'epsilon'), ('alpha', 'delta')),
+    (('alpha', 'delta'), ('beta', 'epsilon')),
+  ):
+    cores = (
+      Core(('gamma',), first[:1], ('phi', first[1], 'rho')),
+      Core(('phi',), (second[0], 'gamma', 'rho'), second[1:]),
+    )
+    inputs, outputs = ('gamma', 'alpha', 'beta'), ('phi', 'delta', 'epsilon')
+    chains.append(Chain(d_in, d_out, inputs, outputs, cores, sizes))
+  return min(chains, key=lambda chain: chain.macs)
+
+
+def train(
+  d_in: int,
+  d_out: int,
+  ins: tuple[int, ...],
+  outs: tuple[int, ...],
+  *,
+  rank: int = 1,
+) -> Chain:
+  """A tensor train with these factors, contracted from its cheaper end."""
+  names = range(1, len(ins) + 1)
+  inputs = tuple(f'm{i}' for i in names)
+  outputs = tuple(f'n{i}' for i in names)
+  chains = []
+  # The last end first: where both cost the same, it moves less.
+  for order in (names[::-1], names):
+    cores = []
+    for step, i in enumerate(order):
+      before = (f'r{min(i, j)}' for j in order[step - 1 : step] if step)
+      after = (f'r{min(i, j)}' for j in order[step + 1 : step + 2])
+      cores.append(Core((), (f'm{i}', *before), (f'n{i}', *after)))
+    sizes = _train_sizes(ins, outs, rank)
+    chains.append(Chain(d_in, d_out, inputs, outputs, tuple(cores), sizes))
+  return min(chains, key=lambda chain: chain.macs)
+
+
+def block_train(
+  d_in: int,
+  d_out: int,
+  ins: tuple[int, ...],
+  outs: tuple[int, ...],
+  *,
+  rank: int = 1,
+) -> Chain:
+  """A block tensor train with these factors: all idle axes are block indices.
+
+  Core i contracts ins[i] and makes outs[i]; the input is (.., m2, m1), the
+  output (n1, n2, ..).
+  """
+  names = range(1, len(ins) + 1)
+  inputs = tuple(f'm{i}' for i in names[::-1])
+  outputs = tuple(f'n{i}' for i in names)
+  cores = []
+  for i in names:
+    idle = outputs[: i - 1] + inputs[: len(ins) - i]
+    before = (f'r{i - 1}',) if i > 1 else ()
+    after = (f'r{i}',) if i < len(ins) else ()
+    cores.append(Core(idle, (f'm{i}', *before), (f'n{i}', *after)))
+  sizes = _train_sizes(ins, outs, rank)
+  return Chain(d_in, d_out, inputs, outputs, tuple(cores), sizes)
+
+
+def contract(
+  chain: Chain, kernels: Sequence[jax.Array], x_TD: jax.Array
+) -> jax.Array:
+  """x W for rows of x, without forming W; kernels have `chain.shapes`.
+
+  A core with blocks runs with tokens last, so that what moves between two
+  cores are contiguous rows of tokens and the matmuls are wide; a plain matmul
+  takes tokens first. On a CPU each is the fastest of the forms of its kind.
+  """
+  padding = chain.size(chain.inputs) - chain.d_in
+  x_TD = jnp.pad(x_TD, [(0, 0), (0, padding)]) if padding else x_TD
+  axes = (_TOKENS, *chain.inputs)
+  sizes = chain.sizes | {_TOKENS: x_TD.shape[0]}
+  state = x_TD.reshape([sizes[axis] for axis in axes])
+  for core, kernel in zip(chain.cores, kernels, strict=True):
+    blocks, fan_in, fan_out = kernel.shape
+    idle = tuple(a for a in axes if a not in core.batch + core.contract)
+    if blocks == 1:
+      state = _transpose(state, axes, core.batch + idle + core.contract)
+      state = state.reshape(-1, fan_in) @ kernel.reshape(fan_in, fan_out)
+      axes = core.batch + idle + core.out
+    else:
+      idle = (*(a for a in idle if a != _TOKENS), _TOKENS)
+      state = _transpose(state, axes, core.batch + core.contract + idle)
+      state = state.reshape(blocks, fan_in, -1)
+      # One batch axis, the contracted axis in the middle of both.
+      state = jax.lax.dot_general(
+        kernel, state, (((1,), (1,)), ((0,), (0,)))
+      )
+      axes = core.batch + core.out + idle
+    state = state.reshape([sizes[axis] for axis in axes])
+  out_TD = _transpose(state, axes, (_TOKENS, *chain.outputs))
+  return out_TD.reshape(x_TD.shape[0], -1)[:, : chain.d_out]
+
+
+def to_dense(chain: Chain, kernels: Sequence[jax.Array]) -> jax.Array:
+  """The matrix W [d_in, d_out] that the kernels stand for."""
+  numbers = {axis: i for i, axis in enumerate(chain.sizes)}
+  operands: list[Any] = []
+  for core, kernel in zip(chain.cores, kernels, strict=True):
+    operands.append(kernel.reshape([chain.sizes[a] for a in core.axes]))
+    operands.append([numbers[a] for a in core.axes])
+  matrix = jnp.einsum(
+    *operands,
+    [numbers[a] for a in chain.inputs + chain.outputs],
+    precision=jax.lax.Precision.HIGHEST,
+  )
+  matrix = matrix.reshape(chain.size(chain.inputs), -1)
+  return matrix[: chain.d_in, : chain.d_out]
+
+
+def from_dense(chain: Chain, matrix: np.ndarray) -> list[np.ndarray]:
+  """Kernels whose matrix is near W [d_in, d_out], in float64.
+
+  Cores are split off one by one, by a truncated singular value decomposition
+  per block: plain for low rank, of Van Loan's rearrangement for Kronecker
+  products and tensor trains, of every block for block tensor trains. Two
+  cores without padding are the nearest in the Frobenius norm, and a matrix
+  that unpadded cores can represent is returned exactly.
+  """
+  axes = chain.inputs + chain.outputs
+  shape = (chain.size(chain.inputs), chain.size(chain.outputs))
+  rest = np.zeros(shape)
+  rest[: chain.d_in, : chain.d_out] = matrix
+  rest = rest.reshape([chain.sizes[a] for a in axes])
+  kernels = []
+  for i, (core, shape) in enumerate(
+    zip(chain.cores, chain.shapes, strict=True)
+  ):
+    if i < len(chain.cores) - 1:
+      later = {a for other in chain.cores[i + 1 :] for a in other.axes}
+      bond = tuple(a for a in core.out if a not in chain.outputs)
+      own = tuple(a for a in core.axes if a not in bond)
+      shared = tuple(a for a in own if a in later)
+      rows = tuple(a for a in own if a not in later)
+      columns = tuple(a for a in axes if a not in own)
+      stack = _transpose(rest, axes, shared + rows + columns)
+      left, right = _split(
+        stack.reshape(*map(chain.size, (shared, rows, columns))),
+        chain.size(bond),
+      )
+      left_axes, axes = shared + rows + bond, shared + bond + columns
+      kernel = left.reshape([chain.sizes[a] for a in left_axes])
+      rest = right.reshape([chain.sizes[a] for a in axes])
+    else:
+      kernel, left_axes = rest, axes
+    kernels.append(_transpose(kernel, left_axes, core.axes).reshape(shape))
+  return kernels
+
+
+def _train_sizes(
+  ins: tuple[int, ...], outs: tuple[int, ...], rank: int
+) -> dict[str, int]:
+  sizes = {f'm{i}': size for i, size in enumerate(ins, 1)}
+  sizes |= {f'n{i}': size for i, size in enumerate(outs, 1)}
+  return sizes | {f'r{i}': rank for i in range(1, len(ins))}
+
+
+def _split(
+  stack: np.ndarray, rank: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Balanced factors of the best approximation of every matrix of a stack."""
+  left, values, right = np.linalg.svd(stack, full_matrices=False)
+  roots = np.sqrt(values[:, :rank])
+  return left[:, :, :rank] * roots[:, None], roots[..., None] * right[:, :rank]
+
+
+def _transpose(
+  x: Any, axes: tuple[str, ...], wanted: tuple[str, ...]
+) -> Any:
+  """x with its named axes in the wanted order."""
+  return x.transpose([axes.index(axis) for axis in wanted])

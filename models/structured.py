@@ -1,0 +1,361 @@
+"""Structured linear layers: fewer multiply-adds than a dense matrix needs.
+
+Compute Better Spent (arXiv 2406.06248) and the continuous family of Searching
+for Efficient Linear Layers (arXiv 2410.02117). Every class here is a prototype
+as `linear.Dense`: `ByteLM(linear=BlockTensorTrain(rank=1))`. The kernel
+`core_i_kernel` [blocks, fan-in, fan-out] is the i-th that meets the input.
+"""
+
+import math
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from models import core_chain
+from models import factorize
+
+_FACTORS = {'balanced': factorize.balanced, 'greedy': factorize.greedy}
+
+
+class Taxonomy(NamedTuple):
+  """Exponents of a square layer in its width d.
+
+  sharing: multiply-adds per parameter, d^sharing (omega).
+  rank: d^rank (psi).
+  compute: multiply-adds per token, d^(1 + compute) (nu).
+  """
+
+  sharing: float
+  rank: float
+  compute: float
+
+
+def taxonomy(theta: tuple[float, ...]) -> Taxonomy:
+  """Exponents of the einsum `theta` in its cheaper order of core_chain."""
+  alpha, beta, gamma, delta, epsilon, phi, rho = theta
+  cheaper = max(min(alpha, epsilon), min(beta, delta))
+  return Taxonomy(
+    sharing=min(alpha + delta, beta + epsilon) - cheaper,
+    rank=min(
+      1.0, gamma + phi + rho + min(alpha, delta) + min(beta, epsilon)
+    ),
+    compute=1 + rho - cheaper,
+  )
+
+
+class Structured(nn.Module, kw_only=True):
+  """y = x W with W a chain of cores; subclasses say which.
+
+  features: output width, set by the model that copies the prototype.
+  gain: multiplies the initial deviation of the last core only, so that 0
+    starts a residual branch silent and leaves the first cores to learn.
+  dtype: of the computation; parameters are float32.
+
+  The deviation of a core is fan_in^-1/2 min(1, sqrt(fan_out / fan_in)), which
+  keeps activations at one scale as the width grows (arXiv 2406.06248, section
+  3.2).
+  """
+
+  features: int = 0
+  gain: float = 1.0
+  dtype: str = 'float32'
+
+  def chain(self, d_in: int, d_out: int) -> core_chain.Chain:
+    """The cores of a layer of these widths, with their counts and rank.
+
+    Raises ValueError for widths that the structure does not fit.
+    """
+    raise NotImplementedError
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    d_in = x.shape[-1]
+    chain = self.chain(d_in, self.features)
+    kernels = []
+    for i, shape in enumerate(chain.shapes):
+      _, fan_in, fan_out = shape
+      deviation = min(fan_in, fan_out) ** 0.5 / fan_in
+      if i == len(chain.shapes) - 1:
+        deviation *= self.gain
+      kernels.append(
+        self.param(
+          kernel_name(i), nn.initializers.normal(deviation), shape, jnp.float32
+        ).astype(self.dtype)
+      )
+    tokens = x.reshape(-1, d_in).astype(self.dtype)
+    out = core_chain.contract(chain, kernels, tokens)
+    return out.reshape(*x.shape[:-1], self.features)
+
+  def _check_widths(self, d_in: int, d_out: int) -> str:
+    """How errors begin: the layer's path and its sizes."""
+    path = '/'.join(self.path) if self.scope is not None else ''
+    where = f'{path or type(self).__name__} {d_in} -> {d_out}'
+    if d_in < 1 or d_out < 1:
+      raise ValueError(
+        f'{where}: widths must be at least 1; give features={d_out} its value,'
+        ' as prototype.copy(features=64).'
+      )
+    return where
+
+
+class LowRank(Structured, kw_only=True):
+  """W = U V of rank k.
+
+  rank: k, by default ceil(sqrt(the smaller width)).
+  fraction: instead of rank, k = ceil(fraction of the smaller width).
+  """
+
+  rank: int | None = None
+  fraction: float | None = None
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if self.rank is not None:
+      _check_least(self, 'rank', 1)
+    if self.fraction is not None:
+      if self.rank is not None:
+        raise ValueError(
+          f'LowRank rank={self.rank}, fraction={self.fraction}: set one of'
+          ' them, or neither for rank ceil(sqrt(the smaller width)).'
+        )
+      if not 0 < self.fraction <= 1:
+        raise ValueError(
+          f'LowRank fraction={self.fraction} must be above 0 and at most 1, as'
+          ' 0.1.'
+        )
+
+  def chain(self, d_in: int, d_out: int) -> core_chain.Chain:
+    where = self._check_widths(d_in, d_out)
+    least = min(d_in, d_out)
+    rank = self.rank or math.ceil(math.sqrt(least))
+    if self.fraction is not None:
+      rank = math.ceil(self.fraction * least)
+    sizes = dict.fromkeys(core_chain.EINSUM, 1)
+    sizes |= {'alpha': d_in, 'epsilon': d_out, 'rho': rank}
+    return _check_bond(where, core_chain.pair(d_in, d_out, sizes), rank)
+
+
+class TensorTrain(Structured, kw_only=True):
+  """W = sum over bonds of a Kronecker product of `cores` small matrices.
+
+  cores: factors of each width. rank: size of every bond.
+  factors: 'balanced' widths (factorize.balanced, padded where that helps) or
+    'greedy' (factorize.greedy, the released code's, never padded).
+  """
+
+  cores: int = 2
+  rank: int = 1
+  factors: str = 'balanced'
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    _check_factors(self)
+    _check_least(self, 'cores', 2)
+    _check_least(self, 'rank', 1)
+
+  def chain(self, d_in: int, d_out: int) -> core_chain.Chain:
+    where = self._check_widths(d_in, d_out)
+    ins, outs = _factors(self, d_in), _factors(self, d_out)
+    chain = core_chain.train(d_in, d_out, ins, outs, rank=self.rank)
+    return _check_bond(where, chain, self.rank)
+
+
+class Kronecker(Structured, kw_only=True):
+  """W = A (x) B: the tensor train of two cores and rank one.
+
+  factors: as TensorTrain's.
+  """
+
+  factors: str = 'balanced'
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    _check_factors(self)
+
+  def chain(self, d_in: int, d_out: int) -> core_chain.Chain:
+    self._check_widths(d_in, d_out)
+    split = _FACTORS[self.factors]
+    return core_chain.train(d_in, d_out, split(d_in), split(d_out))
+
+
+class BlockTensorTrain(Structured, kw_only=True):
+  """A tensor train whose cores depend on every axis that is idle (BTT).
+
+  Two cores cut W into blocks of rank `rank`: input (m2, m1), output (n1, n2),
+  cores (m2, m1, n1 r) and (n1, m2 r, n2), all of the matrix's rank reached at
+  rank one where the widths are squares.
+
+  cores, rank, factors: as TensorTrain's.
+  """
+
+  rank: int = 1
+  cores: int = 2
+  factors: str = 'balanced'
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    _check_factors(self)
+    _check_least(self, 'cores', 2)
+    _check_least(self, 'rank', 1)
+
+  def chain(self, d_in: int, d_out: int) -> core_chain.Chain:
+    where = self._check_widths(d_in, d_out)
+    ins, outs = _factors(self, d_in), _factors(self, d_out)
+    chain = core_chain.block_train(d_in, d_out, ins, outs, rank=self.rank)
+    if chain.rank < min(d_in, d_out):
+      # The large factor first costs more, and has the rank.
+      turned = core_chain.block_train(
+        d_in, d_out, ins, outs[::-1], rank=self.rank
+      )
+      chain = turned if turned.rank > chain.rank else chain
+    return _check_bond(where, chain, self.rank)
+
+
+class Monarch(Structured, kw_only=True):
+  """Two block-diagonal matrices of `blocks` blocks, shuffled in between.
+
+  The block tensor train with m2 = n1 = blocks and rank q / blocks, where q,
+  the middle width of a block, is the smaller of a block's two widths, rounded
+  up to a multiple of `blocks`. Square layers cost 2 / blocks of a dense one.
+
+  blocks: number of blocks, -1 for ceil(sqrt(input width)).
+  """
+
+  blocks: int = 4
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if self.blocks != -1:
+      _check_least(self, 'blocks', 1)
+
+  def chain(self, d_in: int, d_out: int) -> core_chain.Chain:
+    where = self._check_widths(d_in, d_out)
+    blocks = self.blocks
+    if blocks == -1:
+      blocks = min(math.ceil(math.sqrt(d_in)), d_out)
+    if blocks > min(d_in, d_out):
+      raise ValueError(
+        f'{where}: blocks={blocks} is more than the smaller width; use at most'
+        f' {min(d_in, d_out)}, or -1 for ceil(sqrt(input width)).'
+      )
+    block_in, block_out = -(-d_in // blocks), -(-d_out // blocks)
+    return core_chain.block_train(
+      d_in,
+      d_out,
+      (block_in, blocks),
+      (blocks, block_out),
+      rank=-(-min(block_in, block_out) // blocks),
+    )
+
+
+class Einsum(Structured, kw_only=True):
+  """Y_δεφ = sum over αβγρ of A_αγδφρ B_βγεφρ X_αβγ (arXiv 2410.02117).
+
+  Features are ordered (γ, α, β) and (φ, δ, ε); the core is contracted first
+  that makes it cheaper.
+
+  theta: exponents of (α, β, γ, δ, ε, φ, ρ): α, β, γ sum to one and so do δ, ε,
+    φ; sizes are near width^theta, that of the bond near (smaller width)^ρ.
+  tolerance: largest padding of a width, relative to it.
+  """
+
+  theta: tuple[float, ...] = (0.5, 0.0, 0.5, 0.0, 0.5, 0.5, 0.0)
+  tolerance: float = 0.15
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    theta = self.theta
+    sums = (sum(theta[:3]), sum(theta[3:6]))
+    if (
+      len(theta) != 7
+      or min(theta) < 0
+      or not all(math.isclose(s, 1, abs_tol=1e-6) for s in sums)
+    ):
+      raise ValueError(
+        f'Einsum theta={theta} must be seven exponents {core_chain.EINSUM},'
+        f' none negative, the first three and the next three summing to one,'
+        f' not {sums}; as'
+        ' (0.5, 0.0, 0.5, 0.0, 0.5, 0.5, 0.0).'
+      )
+
+  def chain(self, d_in: int, d_out: int) -> core_chain.Chain:
+    where = self._check_widths(d_in, d_out)
+    sizes = {}
+    for width, axes, exponents in (
+      (d_in, core_chain.EINSUM[:3], self.theta[:3]),
+      (d_out, core_chain.EINSUM[3:6], self.theta[3:6]),
+    ):
+      factors = factorize.by_exponents(width, exponents)
+      padding = math.prod(factors) / width - 1
+      if padding > self.tolerance:
+        raise ValueError(
+          f'{where}: theta={self.theta} needs the factors {factors} for'
+          f' {width}, which pad it by {padding:.3f}, over'
+          f' tolerance={self.tolerance}; use the width {math.prod(factors)}'
+          f' or a larger tolerance.'
+        )
+      sizes |= dict(zip(axes, factors, strict=True))
+    rank = round(min(d_in, d_out) ** self.theta[6])
+    chain = core_chain.pair(d_in, d_out, sizes | {'rho': rank})
+    return _check_bond(where, chain, rank)
+
+
+def kernel_name(core: int) -> str:
+  """The parameter of a core; it ends as those that weight decay applies to."""
+  return f'core_{core}_kernel'
+
+
+def to_dense(
+  layer: Structured, params: dict[str, jax.Array], *, d_in: int, d_out: int
+) -> jax.Array:
+  """The matrix [d_in, d_out] that a layer with these parameters applies."""
+  chain = layer.chain(d_in, d_out)
+  kernels = [params[kernel_name(i)] for i in range(len(chain.cores))]
+  return core_chain.to_dense(chain, kernels)
+
+
+def from_dense(layer: Structured, matrix: np.ndarray) -> dict[str, np.ndarray]:
+  """Parameters of a layer whose matrix is near `matrix` [d_in, d_out].
+
+  The nearest for two cores without padding; `core_chain.from_dense` says
+  what is exact. Float64, for the caller to cast.
+  """
+  chain = layer.chain(*matrix.shape)
+  kernels = core_chain.from_dense(chain, matrix)
+  return {kernel_name(i): kernel for i, kernel in enumerate(kernels)}
+
+
+def _factors(
+  layer: TensorTrain | BlockTensorTrain, width: int
+) -> tuple[int, ...]:
+  return _FACTORS[layer.factors](width, layer.cores)
+
+
+def _check_factors(layer: Structured) -> None:
+  if layer.factors not in _FACTORS:
+    raise ValueError(
+      f'{type(layer).__name__} factors={layer.factors!r} must be one of'
+      f' {tuple(_FACTORS)}.'
+    )
+
+
+def _check_least(layer: Structured, field: str, least: int) -> None:
+  value = getattr(layer, field)
+  if value < least:
+    raise ValueError(
+      f'{type(layer).__name__} {field}={value} must be at least {least}.'
+    )
+
+
+def _check_bond(
+  where: str, chain: core_chain.Chain, rank: int
+) -> core_chain.Chain:
+  if rank > chain.max_bond:
+    raise ValueError(
+      f'{where}: rank={rank} is more than the cores {chain.shapes} can use;'
+      f' use at most {chain.max_bond}.'
+    )
+  return chain

@@ -1,0 +1,154 @@
+"""The jitted decode loop, over any step function and any sampler.
+
+A step is a hashable `step(params, ids_BT, documents_BT, cache)` that appends
+the new tokens to the cache and returns `(logits_BTV, cache)`. Tokens whose
+document is 0 are padding: it must not store them, and their logits are unused.
+A sampler is a pytree with `sampler(keys_B, logits_BV) -> token_B`.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Step = Callable[[Any, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
+Sampler = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+class State(NamedTuple):
+  """Where every row stands; decode consumes one and returns the next."""
+
+  cache: Any
+  ids_BN: jax.Array  # generated so far, 0 beyond length_B; stop ids included
+  length_B: jax.Array
+  logits_BV: jax.Array  # float32, of the token to draw next
+  done_B: jax.Array  # True after a stop id or when ids_BN is full
+  keys_B: jax.Array
+
+
+@functools.partial(
+  jax.jit,
+  static_argnames=('step', 'capacity'),
+  donate_argnames=('cache',),
+)
+def prefill(
+  step: Step,
+  params: Any,
+  cache: Any,
+  ids_BT: jax.Array,
+  lengths_B: jax.Array,
+  keys_B: jax.Array,
+  *,
+  capacity: int,
+) -> State:
+  """Reads prompts, padded on the right to T, of at least one token each.
+
+  Args:
+    step: See the module.
+    params: The step's parameters.
+    cache: Donated; needs room for T + capacity tokens per row.
+    ids_BT: Prompts.
+    lengths_B: Their lengths, 1 to T.
+    keys_B: Typed keys; generated token n of a row uses fold_in(key, n).
+    capacity: Tokens that can be generated per row, N.
+  """
+  batch_size, prompt_length = ids_BT.shape
+  real_BT = jnp.arange(prompt_length)[None] < lengths_B[:, None]
+  logits_BTV, cache = step(params, ids_BT, real_BT.astype(jnp.int32), cache)
+  last_B11 = (lengths_B - 1)[:, None, None]
+  logits_BV = jnp.take_along_axis(logits_BTV, last_B11, axis=1)[:, 0]
+  return State(
+    cache=cache,
+    ids_BN=jnp.zeros((batch_size, capacity), jnp.int32),
+    length_B=jnp.zeros(batch_size, jnp.int32),
+    logits_BV=logits_BV.astype(jnp.float32),
+    done_B=jnp.full(batch_size, capacity == 0),
+    keys_B=keys_B,
+  )
+
+
+@functools.partial(
+  jax.jit, static_argnames=('step',), donate_argnames=('state',)
+)
+def decode(
+  step: Step,
+  params: Any,
+  state: State,
+  sampler: Sampler,
+  *,
+  num_steps: int | jax.Array,
+  stop_ids: Sequence[int] = (),
+) -> State:
+  """Generates up to num_steps more tokens per row; donates the state.
+
+  Ends early once every row is done. Done rows are left as they are. Splitting
+  the steps over several calls gives the same tokens.
+  """
+
+  def unfinished(carry: tuple[jax.Array, State]) -> jax.Array:
+    count, state = carry
+    return (count < num_steps) & ~jnp.all(state.done_B)
+
+  def advance(carry: tuple[jax.Array, State]) -> tuple[jax.Array, State]:
+    count, state = carry
+    return count + 1, _advance(step, params, state, sampler, stop_ids)
+
+  return jax.lax.while_loop(unfinished, advance, (jnp.int32(0), state))[1]
+
+
+def generate(
+  step: Step,
+  params: Any,
+  cache: Any,
+  ids_BT: jax.Array,
+  lengths_B: jax.Array,
+  keys_B: jax.Array,
+  sampler: Sampler,
+  *,
+  num_tokens: int,
+  stop_ids: Sequence[int] = (),
+) -> State:
+  """Prefill and decode in one call; `ids_BN` and `length_B` are the result."""
+  state = prefill(
+    step, params, cache, ids_BT, lengths_B, keys_B, capacity=num_tokens
+  )
+  return decode(
+    step, params, state, sampler, num_steps=num_tokens, stop_ids=stop_ids
+  )
+
+
+def _advance(
+  step: Step,
+  params: Any,
+  state: State,
+  sampler: Sampler,
+  stop_ids: Sequence[int],
+) -> State:
+  """Draws one token for each row not done and feeds it to the step."""
+  batch_size, capacity = state.ids_BN.shape
+  active_B = ~state.done_B
+  draw_keys_B = jax.vmap(jax.random.fold_in)(state.keys_B, state.length_B)
+  token_B = sampler(draw_keys_B, state.logits_BV)
+  token_B = jnp.where(active_B, token_B, 0).astype(jnp.int32)
+  # A done row writes the 0 that is there already, or beyond a full buffer.
+  ids_BN = state.ids_BN.at[jnp.arange(batch_size), state.length_B].set(
+    token_B, mode='drop'
+  )
+  length_B = state.length_B + active_B
+  stopped_B = length_B >= capacity
+  for stop_id in stop_ids:
+    stopped_B |= token_B == stop_id
+  logits_B1V, cache = step(
+    params, token_B[:, None], active_B[:, None].astype(jnp.int32), state.cache
+  )
+  logits_BV = logits_B1V[:, 0].astype(jnp.float32)
+  return State(
+    cache=cache,
+    ids_BN=ids_BN,
+    length_B=length_B,
+    logits_BV=jnp.where(active_B[:, None], logits_BV, state.logits_BV),
+    done_B=state.done_B | stopped_B,
+    keys_B=state.keys_B,
+  )

@@ -1,0 +1,118 @@
+"""The quick form of the benchmark runs whole and compares equal models."""
+
+import dataclasses
+import importlib.util
+import re
+import time
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from bench import __main__ as bench
+from bench import decoding
+from bench import shapes
+from bench import timing
+from training import host
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+  """Runs the command with the quick flag and returns what it prints."""
+  monkeypatch.setattr(host, 'keep_memory', lambda: None)
+
+  def run(**values):
+    with flagsaver.flagsaver(quick=True, rounds=1, **values):
+      bench.main([])
+    return capsys.readouterr().out
+
+  return run
+
+
+def test_the_quick_form_prints_every_row(run):
+  text = run()
+  rows = [line.split(' | ') for line in text.splitlines() if '| width' in line]
+  assert [row[0].strip('| ') for row in rows] == [
+    'width 16 x 1, 2 x 16 bytes',
+    'width 16 x 1, batch 1',
+    'width 16 x 1, batch 8',
+  ]
+  for row in rows:
+    ratios = [cell for cell in row if re.match(r'\d+\.\d+ \(.*-.*\)', cell)]
+    assert len(ratios) == (1 if 'bytes' in row[0] else 2)
+    assert all(float(cell.split()[0]) > 0 for cell in ratios)
+  assert re.search(r'matmul \d+ GFLOP/s, memory \d+\.\d GB/s', text)
+
+
+def test_only_leaves_the_other_table_out(run, monkeypatch):
+  monkeypatch.setattr(decoding, 'rows', lambda *_: iter([{'decoding': 'x'}]))
+  text = run(only=['decoding'])
+  assert '| decoding |' in text
+  assert '| training |' not in text
+
+
+def test_unknown_part(run):
+  with pytest.raises(flags.IllegalFlagValueError, match='training and decod'):
+    run(only=['decode'])
+
+
+def test_missing_torch_is_named_with_the_way_out(run, monkeypatch):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(SystemExit, match=r"make bench.*'\.\[bench\]'"):
+    run()
+
+
+def test_unequal_models_are_refused():
+  (shape,) = shapes.QUICK
+  model, params = shapes.ours(shape)
+  llama = shapes.theirs(shape, params, 'eager')
+  shapes.check_equal(shape, model, params, llama)
+  other = jax.tree.map(lambda x: x * 1.01, params)
+  with pytest.raises(ValueError, match='equal work'):
+    shapes.check_equal(shape, model, other, llama)
+
+
+def test_bytes_that_are_not_the_best_are_refused():
+  (shape,) = shapes.QUICK
+  model, params = shapes.ours(shape)
+  llama = shapes.theirs(shape, params, 'eager').eval()
+  prompt = np.full((1, 4), 5)
+  ids = decoding._our_decode(model, params, prompt, 3)()
+  decoding._check_greedy(llama, prompt, ids)
+  with pytest.raises(ValueError, match='below the best'):
+    decoding._check_greedy(llama, prompt, ids - 1)
+
+
+def test_flops_are_those_of_the_weights():
+  (shape,) = shapes.QUICK
+  _, params = shapes.ours(shape)
+  kernels = sum(
+    x.size
+    for path, x in jax.tree_util.tree_leaves_with_path(params)
+    if 'kernel' in jax.tree_util.keystr(path)
+  )
+  attention = 6 * shape.layers * shape.width * shape.length
+  assert shape.flops_per_token == 6 * kernels + attention
+
+
+def test_ratio_is_taken_round_by_round():
+  ratio = timing.ratio([2.0, 8.0, 9.0], [1.0, 2.0, 9.0])
+  assert ratio == (2.0, 1.0, 4.0)
+  assert str(ratio) == '2.00 (1.00-4.00)'
+
+
+def test_tuned_takes_the_fastest_choice_of_every_field():
+  @dataclasses.dataclass(frozen=True)
+  class Setting:
+    kind: str
+    count: int
+
+  pauses = {('a', 1): 0.5, ('b', 1): 0.4, ('b', 2): 0.25, ('a', 2): 0.1}
+  found = timing.tuned(
+    Setting('a', 1),
+    {'kind': ('a', 'b'), 'count': (1, 2)},
+    lambda s: lambda: time.sleep(pauses[s.kind, s.count]),
+  )
+  assert found == Setting('b', 2)

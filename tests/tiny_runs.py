@@ -1,0 +1,55 @@
+"""A corpus and a config that train in a second, for tests of whole runs."""
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from configs import base
+from data import sources
+from data import text
+from evals import bits_per_byte
+from models import lm
+from samplers import chain
+from training import objectives
+from training import optimizer
+from training import sharding
+
+MODEL = lm.ByteLM(width=16, layers=1, heads=2, key_value_heads=1, hidden=16)
+
+
+def write_texts(folder: pathlib.Path, count: int = 10) -> pathlib.Path:
+  """Writes `count` files of about 400 bytes of four words each."""
+  folder.mkdir(parents=True)
+  rng = np.random.default_rng(0)
+  for number in range(count):
+    words = rng.choice(['alpha', 'beta', 'gamma', 'delta'], 40 + 10 * number)
+    (folder / f'{number}.txt').write_text(' '.join(words))
+  return folder
+
+
+def make_config(folder: pathlib.Path, **changes: Any) -> base.Config:
+  """The config of a run on the files that `write_texts` put in `folder`."""
+  fields = {
+    'model': MODEL,
+    'data': text.Text(
+      source=sources.TextFiles(f'{folder}/*.txt'),
+      directory=str(folder / 'prepared'),
+      validation_fraction=0.2,
+      test_fraction=0.2,
+    ),
+    'optimizer': optimizer.AdamW(learning_rate=1e-2, warmup_steps=2),
+    'objective': objectives.NextToken(),
+    'sampler': chain.Chain(),
+    'evals': (bits_per_byte.BitsPerByte(window=32, stride=16, batch_size=8),),
+    'mesh': sharding.MeshShape(data=4, fsdp=2),
+    'shardings': sharding.TRANSFORMER,
+    'row_length': 16,
+    'batch_size': 8,
+    'steps': 10,
+    'log_every': 2,
+    'eval_every': 4,
+    'eval_bytes': 2000,
+    'checkpoint_every': 4,
+  }
+  return base.Config(**fields | changes)

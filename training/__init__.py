@@ -1,0 +1,1 @@
+"""Training: step, optimizer, sharding, checkpoints and metrics."""
