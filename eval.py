@@ -11,9 +11,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import app
 from absl import flags
 
+from configs import cluster
 from configs import command
 from configs import restore
 from data import text
@@ -27,6 +27,7 @@ _SPLIT = flags.DEFINE_enum('split', 'test', text.SPLITS, 'Split to score.')
 _OUT = flags.DEFINE_string(
   'out', None, 'Report file; default report.json in the run directory.'
 )
+_CLUSTER = cluster.define_flags()
 
 
 def main(_: Sequence[str]) -> None:
@@ -37,6 +38,7 @@ def main(_: Sequence[str]) -> None:
         '--checkpoint is missing; name a run directory, the --workdir of'
         ' train.py.'
       )
+    cluster.join(_CLUSTER)
     out = pathlib.Path(_OUT.value or f'{_CHECKPOINT.value}/report.json')
     report = evaluate(_CHECKPOINT.value, _STEP.value, _SPLIT.value)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -101,4 +103,4 @@ def table(report: dict[str, Any], split: str) -> str:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  command.run(main)

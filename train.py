@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app
 from absl import flags
 from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 
 from configs import base
+from configs import cluster
 from configs import command
 from data import pipeline
 from data import text
@@ -40,6 +40,7 @@ _SET = flags.DEFINE_multi_string('set', [], 'Field to change: path=value.')
 _TENSORBOARD = flags.DEFINE_bool(
   'tensorboard', False, 'Also write TensorBoard event files.'
 )
+_CLUSTER = cluster.define_flags()
 
 # These may differ between a run and its continuation.
 _OPERATIONAL = (
@@ -72,6 +73,7 @@ def main(_: Sequence[str]) -> None:
       raise ValueError(f'--config is missing; give an experiment, as {known}.')
     if not _WORKDIR.value:
       raise ValueError('--workdir is missing; name a folder for the run.')
+    cluster.join(_CLUSTER)
     config = base.override(base.load(_CONFIG.value), _SET.value)
     step = train(config, _WORKDIR.value, tensorboard=_TENSORBOARD.value)
     if jax.process_index() == 0:
@@ -89,7 +91,7 @@ def train(
   mesh = config.mesh.build()
   sharding.check_batch(config.batch_size, config.accumulate, mesh)
   _check_window(config)
-  _check_owner(config, workdir)
+  _check_owner(config, workdir_lib.read_config(workdir), workdir)
   with jax.set_mesh(mesh):
     optimizer = config.optimizer.build(config.steps)
     init = functools.partial(_init, config, optimizer)
@@ -105,13 +107,14 @@ def train(
         every=config.checkpoint_every,
       ) as checkpoints,
     ):
-      _check_owner(config, workdir)
+      _check_owner(config, workdir_lib.read_config(workdir), workdir)
       target = jax.tree.map(
         lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where),
         shapes,
         shardings,
       )
       restored = checkpoints.restore(target)
+      _check_owner(config, restored and restored.config, workdir)
       if jax.process_index() == 0:
         workdir_lib.write_config(workdir, base.to_json(config))
       if restored is None:
@@ -317,9 +320,10 @@ def _check_window(config: base.Config) -> None:
       )
 
 
-def _check_owner(config: base.Config, workdir: str) -> None:
+def _check_owner(
+  config: base.Config, stored: dict[str, Any] | None, workdir: str
+) -> None:
   """ValueError if the run directory was made with another config."""
-  stored = workdir_lib.read_config(workdir)
   if stored is None:
     return
   same = {name: getattr(config, name) for name in _OPERATIONAL}
@@ -389,4 +393,4 @@ def _stop_signal() -> Iterator[Any]:
 
 
 if __name__ == '__main__':
-  app.run(main)
+  command.run(main)

@@ -1,15 +1,38 @@
-"""What the commands share: errors in one sentence, and quiet logs."""
+"""What the commands share: flags, errors in one sentence, quiet logs."""
 
 import contextlib
 import linecache
 import logging
 import os
-from collections.abc import Iterator
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from absl import app
+from absl import flags
 
 from configs import base
 
 _ENTRY_POINTS = ('__main__', 'train', 'eval', 'sample')
 _NOISY = os.sep + 'tensorflow_datasets' + os.sep
+
+
+def run(main: Callable[[Sequence[str]], Any]) -> None:
+  """`absl.app.run`, but a wrong flag is one sentence too."""
+  app.run(main, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: Sequence[str]) -> Sequence[str]:
+  try:
+    rest = flags.FLAGS(argv)
+    if len(rest) > 1:
+      raise flags.Error(f'{rest[1]!r} is no flag; write --name=value')
+  except flags.Error as error:
+    text = ' '.join(str(error).split()).rstrip('.')
+    name = pathlib.Path(argv[0]).name
+    sys.exit(f'{name}: {text} (--help lists the flags).')
+  return rest
 
 
 @contextlib.contextmanager

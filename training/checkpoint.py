@@ -32,6 +32,7 @@ class Restored(NamedTuple):
   step: int
   state: Any
   extra: dict[str, Any]
+  config: dict[str, Any]
 
 
 class Loaded(NamedTuple):
@@ -186,7 +187,7 @@ class Checkpoints:
         _remove([aside])
         (self._root / str(bad)).rename(aside)
     self._newest = step
-    return Restored(step, state, manifest['extra'])
+    return Restored(step, state, manifest['extra'], manifest['config'])
 
   def wait(self) -> None:
     """Waits until the save in progress, if any, is complete on disk."""

@@ -58,6 +58,23 @@ def test_real_process_with_a_long_prompt(finished):
   )
 
 
+@pytest.mark.parametrize(
+  ('name', 'flag', 'words'),
+  [
+    ('train', '--confg=x', "flag 'confg'. Did you mean: config"),
+    ('eval', '--split=tset', 'value should be one of <train|validation|test>'),
+    ('sample', '--num_bytes=0', '--num_bytes=0'),
+    ('train', 'configs/tiny.py', "'configs/tiny.py' is no flag"),
+  ],
+)
+def test_real_process_with_a_wrong_flag(name, flag, words):
+  result = shell(f'{name}.py', flag)
+  assert result.returncode == 1
+  running.assert_refused(
+    running.Result(1, result.stdout, result.stderr), name, words, '--help'
+  )
+
+
 def test_bug_in_an_experiment_keeps_its_traceback(run, folder, tmp_path):
   with pytest.raises(ValueError, match='invalid literal for int'):
     running.train(run, folder, tmp_path / 'run', config='broken')

@@ -109,6 +109,14 @@ def test_workdir_of_another_config(run, folder, finished):
   assert result.code == 0
 
 
+def test_checkpoint_of_another_config_without_its_file(run, folder, copy):
+  (copy / 'config.json').unlink()
+  before = running.files_below(copy)
+  result = running.train(run, folder, copy, '--set=seed=3', config='window')
+  running.assert_refused(result, 'train', str(copy), 'seed: 0 != 3')
+  assert running.files_below(copy).keys() - {'lock'} == before.keys() - {'lock'}
+
+
 def test_workdir_with_a_damaged_config(run, folder, copy):
   (copy / 'config.json').write_text('{"class": ')
   before = running.files_below(copy)
