@@ -46,6 +46,7 @@ class Job(NamedTuple):
   model: Any
   params: Any
   sampler: chain.Chain
+  codec: codec.Codec
   prompts: list[bytes]
 
 
@@ -60,22 +61,24 @@ def prepare() -> Job:
   # Command-line bytes that are no UTF-8 arrive as surrogates.
   prompts = [p.encode('utf-8', 'surrogateescape') for p in _PROMPT.value]
   config, params, _ = restore.restore(_CHECKPOINT.value)
-  window, longest = config.model.max_length, max(map(len, prompts))
+  window = config.model.max_length
+  name = config.data.codec
+  longest = max(len(name.encode(prompt)) for prompt in prompts)
   if window is not None and 1 + longest + _NUM_BYTES.value > window:
     room = window - 1 - longest
     way_out = f'pass --num_bytes={room} or less' if room > 0 else 'shorten it'
     raise ValueError(
-      f'--prompt of {longest} bytes, its start mark and '
+      f'--prompt of {longest} ids, its start mark and '
       f"--num_bytes={_NUM_BYTES.value} exceed the model's window of {window}; "
       f'{way_out}'
     )
-  return Job(config.model, params, sampler or config.sampler, prompts)
+  return Job(config.model, params, sampler or config.sampler, name, prompts)
 
 
 def start(job: Job, step: loop.Step) -> loop.State:
   """Feeds every prompt, once per sample, and returns the first state."""
   count = _NUM_SAMPLES.value
-  ids = [[codec.BOS, *codec.encode(prompt)] for prompt in job.prompts]
+  ids = [[codec.BOS, *job.codec.encode(prompt)] for prompt in job.prompts]
   lengths = np.array([len(row) for row in ids], np.int32)
   ids_BT = np.full((len(ids), lengths.max()), codec.PADDING, np.int32)
   for target, row in zip(ids_BT, ids, strict=True):
@@ -106,17 +109,17 @@ def write(job: Job) -> None:
   state = start(job, step)
   text = codecs.getincrementaldecoder('utf-8')('replace')
   show(header(job, 0) + text.decode(job.prompts[0]))
-  shown, progress = 0, []
-  while not np.all(state.done_B):
+  shown, progress, texts = 0, [], [b'']
+  # An id may stand for several bytes, so there may be enough before the end.
+  while not np.all(state.done_B) and min(map(len, texts)) < _NUM_BYTES.value:
     state = decode(state, job.sampler)
-    ids_BN, length_B = np.asarray(state.ids_BN), np.asarray(state.length_B)
-    show(text.decode(codec.decode(ids_BN[0, shown : length_B[0]])))
-    shown = length_B[0]
-    progress.append((time.perf_counter(), length_B.sum()))
+    texts = made(job, state)
+    show(text.decode(texts[0][shown:]))
+    shown = len(texts[0])
+    progress.append((time.perf_counter(), sum(map(len, texts))))
   show(text.decode(b'', final=True) + '\n')
-  for row in range(1, len(ids_BN)):
-    made = codec.decode(ids_BN[row, : length_B[row]])
-    whole = job.prompts[row // _NUM_SAMPLES.value] + made
+  for row in range(1, len(texts)):
+    whole = job.prompts[row // _NUM_SAMPLES.value] + texts[row]
     show(header(job, row) + whole.decode('utf-8', 'replace') + '\n')
   (first_time, first), (last_time, last) = progress[0], progress[-1]
   line = f'{last} bytes'
@@ -124,6 +127,13 @@ def write(job: Job) -> None:
     speed = (last - first) / (last_time - first_time)
     line += f', {speed:.0f} bytes/s once compiled'
   print(line, file=sys.stderr)
+
+
+def made(job: Job, state: loop.State) -> list[bytes]:
+  """The bytes of every row so far, at most as many as were asked for."""
+  rows = zip(np.asarray(state.ids_BN), np.asarray(state.length_B), strict=True)
+  texts = [job.codec.decode(ids_N[:length]) for ids_N, length in rows]
+  return [text[: _NUM_BYTES.value] for text in texts]
 
 
 def header(job: Job, row: int) -> str:

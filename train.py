@@ -3,35 +3,34 @@
   python train.py --config=configs/tiny.py --workdir=runs/tiny
 """
 
-import contextlib
 import dataclasses
 import functools
-import math
 import shlex
-import signal
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import flags
 from absl import logging
-from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 
 from configs import base
 from configs import cluster
 from configs import command
+from configs import dry_run
+from configs import fitting
+from configs import stored
 from data import pipeline
 from data import text
 from models import forward
 from training import checkpoint
 from training import host
+from training import logger as logger_lib
 from training import metrics as metrics_lib
 from training import sharding
 from training import step as step_lib
+from training import stopping
 from training import workdir as workdir_lib
 
 _CONFIG = flags.DEFINE_string('config', None, 'Experiment file.')
@@ -41,6 +40,7 @@ _TENSORBOARD = flags.DEFINE_bool(
   'tensorboard', False, 'Also write TensorBoard event files.'
 )
 _CLUSTER = cluster.define_flags()
+_DRY_RUN = dry_run.define_flags()
 
 # These may differ between a run and its continuation.
 _OPERATIONAL = (
@@ -58,7 +58,7 @@ class Job(NamedTuple):
 
   config: base.Config
   mesh: jax.sharding.Mesh
-  batches: Any
+  train: text.Corpus
   documents: dict[str, text.Corpus]
   apply: Any
   step: Any
@@ -71,10 +71,12 @@ def main(_: Sequence[str]) -> None:
     if not _CONFIG.value:
       known = ', '.join(base.experiments())
       raise ValueError(f'--config is missing; give an experiment, as {known}.')
+    config = base.override(base.load(_CONFIG.value), _SET.value)
+    if dry_run.run(config, _init, _DRY_RUN):
+      return
     if not _WORKDIR.value:
       raise ValueError('--workdir is missing; name a folder for the run.')
     cluster.join(_CLUSTER)
-    config = base.override(base.load(_CONFIG.value), _SET.value)
     step = train(config, _WORKDIR.value, tensorboard=_TENSORBOARD.value)
     if jax.process_index() == 0:
       print(_next(_WORKDIR.value, step, config.steps))
@@ -90,8 +92,9 @@ def train(
   """
   mesh = config.mesh.build()
   sharding.check_batch(config.batch_size, config.accumulate, mesh)
-  _check_window(config)
+  fitting.check(config)
   _check_owner(config, workdir_lib.read_config(workdir), workdir)
+  config = fitting.with_codec(config, workdir_lib.read_config(workdir))
   with jax.set_mesh(mesh):
     optimizer = config.optimizer.build(config.steps)
     init = functools.partial(_init, config, optimizer)
@@ -119,6 +122,8 @@ def train(
         workdir_lib.write_config(workdir, base.to_json(config))
       if restored is None:
         state, start = jax.jit(init, out_shardings=shardings)(), 0
+        params = _begin(config, state.params, job.train)
+        state = state._replace(params=params)
       else:
         _check_corpus(job, restored.extra, workdir)
         state, start = restored.state, restored.extra['batches']
@@ -141,13 +146,22 @@ def _loop(
   Returns the last step done.
   """
   config = job.config
-  batches = pipeline.iterate(job.batches, start=start)
+  batches = pipeline.iterate(_batches(job, state.params), start=start)
   rows = sharding.batch_sharding(job.mesh)
-  bytes_per_step = config.batch_size * config.row_length
-  logger = _Logger(config, writer, start)
+  bytes_per_id = job.train.bytes_per_id
+  bytes_per_step = config.batch_size * config.row_length * bytes_per_id
+  logger = logger_lib.Logger(
+    writer,
+    config.optimizer.schedule(config.steps),
+    start=start,
+    steps=config.steps,
+    every=config.log_every,
+    bytes_per_step=bytes_per_step,
+    bytes_per_id=bytes_per_id,
+  )
   pending = None
   with (
-    _stop_signal() as stopping,
+    stopping.stop_signal() as asked,
     metrics_lib.Progress(
       config.steps, bytes_per_step=bytes_per_step, every=config.log_every,
       step=start,
@@ -155,7 +169,7 @@ def _loop(
   ):  # fmt: skip
     for step in range(start, config.steps + 1):
       last = step == config.steps
-      stop = stopping(step)
+      stop = asked(step)
       scores = last or step % config.eval_every == 0
       saves = last or stop or step % config.checkpoint_every == 0
       if step > start and (scores or saves):
@@ -184,68 +198,6 @@ def _loop(
   return step
 
 
-class _Logger:
-  """Writes the metrics of a finished step while the next one runs."""
-
-  def __init__(
-    self, config: base.Config, writer: metrics_lib.Writer, start: int
-  ) -> None:
-    self._config = config
-    self._writer = writer
-    # All at once: an operation now and then would wait for the step that runs.
-    schedule = jax.jit(config.optimizer.schedule(config.steps))
-    self._rate_N = np.asarray(schedule(jnp.arange(config.steps)))
-    self._last = (start, time.monotonic())
-    self.saved = start
-
-  @contextlib.contextmanager
-  def paused(self) -> Iterator[None]:
-    """Keeps the time spent inside out of the seconds per step."""
-    began = time.monotonic()
-    yield
-    step, then = self._last
-    self._last = (step, then + time.monotonic() - began)
-
-  def log(
-    self,
-    pending: tuple[int, step_lib.Metrics] | None,
-    progress: metrics_lib.Progress,
-  ) -> None:
-    """Checks, shows and, when due, writes one step's metrics."""
-    if pending is None:
-      return
-    step, values = pending
-    if not values.finite:
-      good = f'checkpoint {self.saved} is good'
-      raise FloatingPointError(
-        f'loss or gradient is not finite at step {step} (loss'
-        f' {float(values.loss)}, gradient norm {float(values.gradient_norm)});'
-        f' {good if self.saved else "there is no checkpoint yet"}: try a'
-        ' lower optimizer.learning_rate, more optimizer.warmup_steps, a lower'
-        " optimizer.clip or model.dtype='float32', in a new --workdir."
-      )
-    bits = float(values.means['nats']) / math.log(2)
-    progress.report(step, bits)
-    if step % self._config.log_every and step != self._config.steps:
-      return
-    now = time.monotonic()
-    seconds = (now - self._last[1]) / max(step - self._last[0], 1)
-    self._last = (step, now)
-    targets = self._config.batch_size * self._config.row_length
-    self._writer.write(
-      step,
-      {
-        'train/loss': values.loss,
-        'train/bits_per_byte': bits,
-        'train/gradient_norm': values.gradient_norm,
-        'train/learning_rate': self._rate_N[step - 1],
-        'time/step_seconds': seconds,
-        'time/bytes_per_second': targets / seconds,
-      }
-      | {f'train/{name}': value for name, value in values.means.items()},
-    )
-
-
 def evaluate(job: Job, params: Any, split: str) -> dict[str, float]:
   """The config's evaluators on one split, keys `eval/<split>/<metric>`."""
   results = {}
@@ -266,20 +218,7 @@ def _make_job(
   optimizer: Any,
   shardings: step_lib.TrainState,
 ) -> Job:
-  """Opens the data (process 0 prepares it first) and builds the jitted step."""
-  if jax.process_index() == 0:
-    config.data.prepare()
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices('data prepared')
-  corpus = config.data.open('train')
-  batches = pipeline.batches(
-    corpus,
-    row_length=config.row_length,
-    batch_size=config.batch_size,
-    seed=config.seed,
-    process_index=jax.process_index(),
-    process_count=jax.process_count(),
-  )
+  """Opens the data and builds the jitted step."""
   apply = forward.pure(config.model)
   step = jax.jit(
     functools.partial(
@@ -294,8 +233,34 @@ def _make_job(
     # As it came: a state placed in another way would compile the step again.
     out_shardings=(shardings, jax.sharding.NamedSharding(mesh, P())),
   )
+  train = config.data.open('train')
   documents = {'validation': config.data.open('validation')}
-  return Job(config, mesh, batches, documents, apply, step)
+  return Job(config, mesh, train, documents, apply, step)
+
+
+def _batches(job: Job, params: Any) -> Any:
+  """Batches by number, with what the model reads besides ids."""
+  config = job.config
+  return pipeline.batches(
+    job.train,
+    row_length=config.row_length,
+    batch_size=config.batch_size,
+    seed=config.seed,
+    process_index=jax.process_index(),
+    process_count=jax.process_count(),
+    stored=stored.entropies(config, params, job.train),
+  )
+
+
+def _begin(config: base.Config, params: Any, corpus: text.Corpus) -> Any:
+  """The parameters that a run begins with, placed like `params`."""
+  for source in config.initial:
+    params = jax.tree.map(
+      lambda new, old: jax.device_put(new, old.sharding).astype(old.dtype),
+      source(config, params, corpus),
+      params,
+    )
+  return params
 
 
 def _init(config: base.Config, optimizer: Any) -> step_lib.TrainState:
@@ -306,20 +271,6 @@ def _init(config: base.Config, optimizer: Any) -> step_lib.TrainState:
   return step_lib.create(params, optimizer, train_key)
 
 
-def _check_window(config: base.Config) -> None:
-  """ValueError if a row is longer than the model accepts."""
-  rows = {'row_length': config.row_length}
-  for number, evaluator in enumerate(config.evals):
-    rows[f'evals.{number}.window'] = getattr(evaluator, 'window', 1)
-  longest = config.model.max_length
-  for name, length in rows.items():
-    if longest is not None and length > longest:
-      raise ValueError(
-        f'{name}={length} exceeds model.max_length={longest}; lower the first'
-        ' or raise the second.'
-      )
-
-
 def _check_owner(
   config: base.Config, stored: dict[str, Any] | None, workdir: str
 ) -> None:
@@ -328,7 +279,10 @@ def _check_owner(
     return
   same = {name: getattr(config, name) for name in _OPERATIONAL}
   before = base.from_json(stored)
-  changed = base.differences(dataclasses.replace(before, **same), config)
+  # What a codec has learned is no choice of the user.
+  same['data'] = before.data.untrained()
+  given = dataclasses.replace(config, data=config.data.untrained())
+  changed = base.differences(dataclasses.replace(before, **same), given)
   if changed:
     raise ValueError(
       f'{workdir} belongs to another config ({"; ".join(changed[:3])});'
@@ -373,23 +327,6 @@ def _next(workdir: str, step: int, steps: int) -> str:
     f'  python eval.py --checkpoint={at}\n'
     f"  python sample.py --checkpoint={at} --prompt='def '"
   )
-
-
-@contextlib.contextmanager
-def _stop_signal() -> Iterator[Any]:
-  """Yields a function of the step: was this job asked to stop?"""
-  asked = []
-  previous = signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
-
-  def stopping(step: int) -> bool:
-    if jax.process_count() > 1:
-      return multihost_utils.reached_preemption_sync_point(step)
-    return bool(asked)
-
-  try:
-    yield stopping
-  finally:
-    signal.signal(signal.SIGTERM, previous)
 
 
 if __name__ == '__main__':

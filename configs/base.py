@@ -42,6 +42,7 @@ class Config:
   data: corpus, as data.text.Text.
   optimizer, objective, mesh: from training.
   sampler: how the run's samples are drawn, as samplers.chain.Chain.
+  initial: parameters not drawn at random, from configs.initial.
   evals: evaluators, run every `eval_every` steps and at the end.
   shardings: (regular expression of a parameter path, its axes) pairs.
   row_length: bytes per row; batch_size: rows per step over all devices.
@@ -59,6 +60,7 @@ class Config:
   row_length: int
   batch_size: int
   steps: int
+  initial: tuple[Any, ...] = ()
   evals: tuple[Any, ...] = ()
   shardings: tuple[tuple[str, tuple[Any, ...]], ...] = ()
   accumulate: int = 1
@@ -72,8 +74,9 @@ class Config:
   def __post_init__(self) -> None:
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
-      if field.type is int and field.name != 'seed' and value < 1:
-        raise ValueError(f'{field.name}={value} must be at least 1')
+      least = 0 if field.name == 'seed' else 1
+      if field.type is int and value < least:
+        raise ValueError(f'{field.name}={value} must be at least {least}')
     if self.batch_size % self.accumulate:
       raise ValueError(
         f'batch_size={self.batch_size} does not divide into '

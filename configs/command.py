@@ -14,7 +14,7 @@ from absl import flags
 
 from configs import base
 
-_ENTRY_POINTS = ('__main__', 'train', 'eval', 'sample')
+_SCRIPTS = ('__main__', 'train', 'eval', 'sample', 'convert', 'patches')
 _NOISY = os.sep + 'tensorflow_datasets' + os.sep
 
 
@@ -74,7 +74,7 @@ def _is_raised_here(error: Exception) -> bool:
     trace = trace.tb_next
   frame = trace.tb_frame
   package = frame.f_globals.get('__name__', '').split('.')[0]
-  if package not in (*base.PACKAGES, *_ENTRY_POINTS):
+  if package not in (*base.PACKAGES, 'released', *_SCRIPTS):
     return False
   line = linecache.getline(frame.f_code.co_filename, trace.tb_lineno)
   return line.lstrip().startswith('raise ')

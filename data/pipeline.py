@@ -1,9 +1,10 @@
 """Batches of packed rows as pure functions of the step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import grain
+import numpy as np
 
 from data import packing
 from data import text
@@ -20,6 +21,7 @@ def batches(
   seed: int,
   process_index: int = 0,
   process_count: int = 1,
+  stored: Mapping[str, np.ndarray] | None = None,
 ) -> grain.MapDataset:
   """Endless batches of `packing.Rows`, shuffled anew in every epoch.
 
@@ -39,10 +41,11 @@ def batches(
     )
   if seed < 0:
     raise ValueError(f'seed={seed} must be >= 0.')
-  rows = packing.Rows(corpus, row_length)
+  rows = packing.Rows(corpus, row_length, stored)
   dataset = grain.MapDataset.source(rows).seed(seed).shuffle().repeat()
   shard = dataset[process_index::process_count]
-  return shard.batch(batch_size // process_count)
+  # There is no remainder; without it, Grain overflows for batches of one.
+  return shard.batch(batch_size // process_count, drop_remainder=True)
 
 
 def iterate(dataset: grain.MapDataset, start: int = 0) -> Iterator[Any]:

@@ -1,9 +1,7 @@
 """Text corpora: prepared once, split by groups, read as one flat array."""
 
 import array
-import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import json
@@ -11,12 +9,13 @@ import os
 import pathlib
 import platform
 import shutil
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
 
+from data import codec as codec_lib
+from data import folders
 from data import sources
 
 SPLITS = ('train', 'validation', 'test')
@@ -30,19 +29,33 @@ class Corpus:
   """One split on disk: its documents back to back, without special ids.
 
   Arrays aligned with `bytes` or with the documents may be stored in `path`.
+
+  codec: how its bytes become ids.
   """
 
   path: pathlib.Path
+  codec: codec_lib.Codec = dataclasses.field(default_factory=codec_lib.Bytes)
 
   @functools.cached_property
   def bytes(self) -> np.ndarray:
     """All bytes of all documents (uint8), mapped, not loaded."""
-    return _mapped(self.path / 'bytes.bin', np.uint8)
+    return mapped(self.path / 'bytes.bin', np.uint8)
 
   @functools.cached_property
   def offsets(self) -> np.ndarray:
     """Document i is bytes[offsets[i] : offsets[i + 1]] (int64, N + 1)."""
     return np.load(self.path / 'offsets.npy', mmap_mode='r')
+
+  @functools.cached_property
+  def stream(self) -> codec_lib.Stream:
+    """The ids of all documents, prepared first where needed."""
+    return self.codec.stream(self)
+
+  @property
+  def bytes_per_id(self) -> float:
+    """Mean over the split, counting a document's end as one byte and one id."""
+    ends = len(self)
+    return (len(self.bytes) + ends) / (len(self.stream.stored) + ends)
 
   @functools.cached_property
   def names(self) -> list[str]:
@@ -81,6 +94,7 @@ class Text:
 
   directory: where prepared corpora are kept, each in a folder named by its
     source and fingerprint, so a changed source is prepared anew.
+  codec: how bytes become ids.
   """
 
   source: sources.Source = dataclasses.field(
@@ -89,6 +103,7 @@ class Text:
   directory: str = '~/.cache/patchwork'
   validation_fraction: float = 0.05
   test_fraction: float = 0.05
+  codec: codec_lib.Codec = dataclasses.field(default_factory=codec_lib.Bytes)
 
   def __post_init__(self) -> None:
     held_out = self.validation_fraction, self.test_fraction
@@ -105,26 +120,33 @@ class Text:
     Processes that prepare at the same time wait for the first one. The folder
     appears complete or not at all.
     """
-    folder = self._folder()
-    if _is_complete(folder):
-      return folder
-    try:
-      folder.parent.mkdir(parents=True, exist_ok=True)
-      lock = folder.with_suffix('.lock').open('w')
-    except OSError as error:
-      raise ValueError(
-        f'data.directory={self.directory!r} cannot be written'
-        f' ({error.strerror}); set it to a folder of yours.'
-      ) from error
-    with lock, _locked(lock):
-      if not _is_complete(folder):
-        self._build(folder)
-    return folder
+    return folders.make_once(self._folder(), self._build)
+
+  def trained(self) -> 'Text':
+    """This corpus with its codec trained, prepared for training.
+
+    What is returned needs the train split no more to encode and decode.
+    """
+    train = self._open('train')
+    trained = self.codec.trained(train)
+    _ = dataclasses.replace(train, codec=trained).stream
+    return dataclasses.replace(self, codec=trained)
+
+  def untrained(self) -> 'Text':
+    """This corpus as a config file names it, its codec not yet trained."""
+    return dataclasses.replace(self, codec=self.codec.untrained())
 
   def open(self, split: str) -> Corpus:
     """One split, prepared first where needed; ValueError if it is empty."""
     if split not in SPLITS:
       raise ValueError(f'split {split!r} is unknown; choose one of {SPLITS}.')
+    corpus = self._open(split)
+    if self.codec.is_trained:
+      return dataclasses.replace(corpus, codec=self.codec)
+    trained = self.codec.trained(self._open('train'))
+    return dataclasses.replace(corpus, codec=trained)
+
+  def _open(self, split: str) -> Corpus:
     corpus = Corpus(self.prepare() / split)
     if not len(corpus):
       raise ValueError(
@@ -165,30 +187,21 @@ class Text:
     )
     metadata = self._metadata(survey, borders)
     config = builder.CorpusConfig(
-      name=folder.name,
+      name=folder.stem,
       source=self.source,
       splits=tuple(s for s in SPLITS if metadata['splits'][s]['documents']),
       assign=borders.side,
       metadata=metadata,
     )
-    partial = folder.with_suffix('.incomplete')
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-      partial.mkdir()
-      records = builder.write(config, partial)
-      shutil.rmtree(partial / 'downloads', ignore_errors=True)
-      for split in SPLITS:
-        examples = ()
-        if split in config.splits:
-          examples = builder.read(records, split)
-        _write_flat(partial / split, examples)
-        _check(Corpus(partial / split), metadata['splits'][split], self.source)
-      (partial / 'metadata.json').write_text(json.dumps(metadata, indent=2))
-      # Without metadata.json a folder is no corpus, whoever left it there.
-      shutil.rmtree(folder, ignore_errors=True)
-      partial.replace(folder)
-    finally:
-      shutil.rmtree(partial, ignore_errors=True)
+    records = builder.write(config, folder)
+    shutil.rmtree(folder / 'downloads', ignore_errors=True)
+    for split in SPLITS:
+      examples = ()
+      if split in config.splits:
+        examples = builder.read(records, split)
+      _write_flat(folder / split, examples)
+      _check(Corpus(folder / split), metadata['splits'][split], self.source)
+    (folder / 'metadata.json').write_text(json.dumps(metadata, indent=2))
     logging.info('Prepared %s', metadata['splits'])
 
   def _metadata(self, survey: '_Survey', borders: '_Borders') -> dict[str, Any]:
@@ -290,20 +303,6 @@ def _described(source: sources.Source) -> dict[str, Any]:
   }
 
 
-def _is_complete(folder: pathlib.Path) -> bool:
-  return (folder / 'metadata.json').exists()
-
-
-@contextlib.contextmanager
-def _locked(file: Any) -> Iterator[None]:
-  """Waits for the lock of an open file; a killed holder loses it."""
-  fcntl.flock(file, fcntl.LOCK_EX)
-  try:
-    yield
-  finally:
-    fcntl.flock(file, fcntl.LOCK_UN)
-
-
 def _write_flat(folder: pathlib.Path, examples: Any) -> None:
   """The files of a Corpus, from examples as TFDS stores them."""
   folder.mkdir()
@@ -330,7 +329,7 @@ def _check(
     )
 
 
-def _mapped(path: pathlib.Path, dtype: type) -> np.ndarray:
+def mapped(path: pathlib.Path, dtype: type | str) -> np.ndarray:
   """A read-only map of a file; an empty file cannot be mapped."""
   if not path.stat().st_size:
     return np.zeros(0, dtype)

@@ -31,9 +31,14 @@ class Piece(NamedTuple):
 class BitsPerByte:
   """-log2 p of every byte given the bytes before it in its document.
 
-  A document longer than `window` is read in windows that advance by `stride`,
-  so that a byte has at least window - stride ids of context (all there are
-  near the document's start). Begin and end marks are read but not scored.
+  A document of more ids than `window` is read in windows that advance by
+  `stride`, so that an id has at least window - stride ids of context (all there
+  are near the document's start). Begin and end marks are read but not scored.
+
+  Where an id stands for several bytes, as in BPE, what counts is the sum over
+  a document's ids of -log2 p, over its bytes. That scores the one way in which
+  the codec spells the document, whose probability is at most the sum over all
+  ways: an upper bound on what the model needs for the bytes.
 
   window: ids per row; stride: new targets per window; batch_size: rows.
   """
@@ -57,19 +62,26 @@ class BitsPerByte:
     *,
     max_bytes: int | None = None,
   ) -> dict[str, float | None]:
-    """Scores `documents` (uint8 arrays), or a prefix of `max_bytes` of them.
+    """Scores `documents`, or a prefix of `max_bytes` bytes of them.
+
+    Documents are uint8 arrays, read as the ids of their attribute `codec` (a
+    data.text.Corpus has one), else of codec.Bytes.
 
     Returns bits_per_byte with its standard error over documents (of a ratio
     of sums, by linearisation; None for a single document), and the counts of
     bytes and documents.
     """
+    spelling = getattr(documents, 'codec', codec.Bytes())
     documents = _prefix(documents, max_bytes)
     sizes_N = np.array([len(document) for document in documents])
     nats_N = np.zeros(len(documents))
-    rows = pack(self._pieces(sizes_N), self.window)
+    narrow = np.min_scalar_type(spelling.vocabulary_size)
+    texts = [spelling.encode(text).astype(narrow) for text in documents]
+    pieces = self._pieces(np.array([len(ids) for ids in texts]))
+    rows = pack(pieces, self.window)
     said = time.monotonic()
     for first in range(0, len(rows), self.batch_size):
-      batch = self._batch(documents, rows[first : first + self.batch_size])
+      batch = self._batch(texts, rows[first : first + self.batch_size])
       nats_BT = _score(
         apply, params, batch['ids'], batch['targets'], batch['documents']
       )
@@ -96,10 +108,10 @@ class BitsPerByte:
       'documents': count,
     }
 
-  def _pieces(self, sizes_N: np.ndarray) -> Iterator[Piece]:
-    """Windows over BOS bytes EOS of every document; targets end at the EOS."""
-    for document, size in enumerate(sizes_N):
-      inputs = int(size)  # BOS and all bytes but the last predict the bytes.
+  def _pieces(self, counts_N: np.ndarray) -> Iterator[Piece]:
+    """Windows over BOS ids EOS of every document; targets end at the EOS."""
+    for document, count in enumerate(counts_N):
+      inputs = int(count)  # BOS and all ids but the last predict the ids.
       stop = min(self.window, inputs)
       if stop:
         yield Piece(document, 0, stop, 0)
@@ -108,7 +120,7 @@ class BitsPerByte:
         yield Piece(document, stop - self.window, stop, scored)
 
   def _batch(
-    self, documents: Sequence[np.ndarray], rows: list[list[Piece]]
+    self, texts: list[np.ndarray], rows: list[list[Piece]]
   ) -> dict[str, np.ndarray]:
     """Rows of pieces as arrays [B, T]; owner is -1 where nothing is scored."""
     shape = (self.batch_size, self.window)
@@ -118,9 +130,8 @@ class BitsPerByte:
     for row, pieces in enumerate(rows):
       column = 0
       for number, piece in enumerate(pieces, start=1):
-        # Id 0 is BOS, so id i is byte i - 1.
-        text = documents[piece.document]
-        ids = codec.encode(text[max(piece.start - 1, 0) : piece.stop])
+        # The first is BOS, so the one at place i is the text's i - 1.
+        ids = texts[piece.document][max(piece.start - 1, 0) : piece.stop]
         if piece.start == 0:
           ids = np.concatenate([[codec.BOS], ids])
         size = piece.stop - piece.start
@@ -180,7 +191,10 @@ def _score(
   targets_BT: jax.Array,
   documents_BT: jax.Array,
 ) -> jax.Array:
-  """Cross-entropy in nats of every target."""
+  """Cross-entropy in nats of every target, known to every process."""
   logits_BTV = apply(params, ids_BT, documents_BT)
   log_p_BTV = jax.nn.log_softmax(logits_BTV.astype(jnp.float32))
-  return -jnp.take_along_axis(log_p_BTV, targets_BT[..., None], -1)[..., 0]
+  nats_BT = -jnp.take_along_axis(log_p_BTV, targets_BT[..., None], -1)[..., 0]
+  if jax.sharding.get_abstract_mesh().empty:
+    return nats_BT
+  return jax.lax.with_sharding_constraint(nats_BT, jax.sharding.PartitionSpec())

@@ -11,16 +11,22 @@ import jax
 @functools.lru_cache
 def pure(
   model: nn.Module,
-) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
-  """(params, ids_BT, documents_BT) -> logits_BTV, one object per model.
+) -> Callable[..., jax.Array]:
+  """(params, ids_BT, documents_BT, **stored) -> logits_BTV, one per model.
+
+  stored: further inputs of the model, `name` for its argument `name_BT`.
 
   Equal modules give the same function, so that a jitted caller that takes it
   as a static argument compiles once.
   """
 
   def apply(
-    params: Any, ids_BT: jax.Array, documents_BT: jax.Array
+    params: Any,
+    ids_BT: jax.Array,
+    documents_BT: jax.Array,
+    **stored: jax.Array,
   ) -> jax.Array:
-    return model.apply({'params': params}, ids_BT, documents_BT)[0]
+    extra = {f'{name}_BT': x_BT for name, x_BT in stored.items()}
+    return model.apply({'params': params}, ids_BT, documents_BT, **extra)[0]
 
   return apply

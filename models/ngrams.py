@@ -49,15 +49,38 @@ def hash_ids(window_BTN: jax.Array, rows: int) -> jax.Array:
   return jnp.where(negative, wrapped, remainder).astype(jnp.int32)
 
 
+def windows(
+  ids_BT: jax.Array, age_BT: jax.Array, recent_BC: jax.Array, size: int
+) -> jax.Array:
+  """The last `size` ids at each position, oldest first: [B, T, size].
+
+  recent_BC: ids before the row, as many as are known. age_BT: tokens since the
+  document began; older ids are read as 0.
+  """
+  length, missing = ids_BT.shape[1], size - 1 - recent_BC.shape[1]
+  history = jnp.pad(
+    jnp.concatenate([recent_BC, ids_BT], axis=1), [(0, 0), (missing, 0)]
+  )
+  shifted = []
+  for back in reversed(range(size)):
+    start = size - 1 - back
+    ids = history[:, start : start + length]
+    shifted.append(jnp.where(age_BT >= back, ids, 0))
+  return jnp.stack(shifted, axis=-1)
+
+
 class NgramEmbedding(nn.Module):
   """Sum of hashed n-gram embeddings, added to the byte embedding.
 
   sizes: n-gram lengths, each with its own table; () switches it off.
-  rows: rows of each table.
+  rows: rows of each table, the modulus of the hash.
+  multiple: tables are stored with their rows rounded up to a multiple of it,
+    so that they divide over devices; the rows beyond are never read.
   """
 
   sizes: tuple[int, ...] = ()
   rows: int = 8192
+  multiple: int = 1
   features: int = 0
 
   @property
@@ -74,23 +97,13 @@ class NgramEmbedding(nn.Module):
     age_BT: tokens since the document began; older ids are read as id 0, so
     an n-gram never reaches into another document.
     """
-    length = ids_BT.shape[1]
-    missing = self.context - recent_BC.shape[1]
-    history = jnp.pad(
-      jnp.concatenate([recent_BC, ids_BT], axis=1), [(0, 0), (missing, 0)]
-    )
-    shifted = []
-    for back in range(self.context + 1):
-      start = self.context - back
-      ids = history[:, start : start + length]
-      shifted.append(jnp.where(age_BT >= back, ids, 0))
-    window_BTN = jnp.stack(shifted[::-1], axis=-1)
+    window_BTN = windows(ids_BT, age_BT, recent_BC, self.context + 1)
     total = 0.0
     for size in self.sizes:
       table = self.param(
         f'table_{size}',
         nn.initializers.normal(self.features**-0.5),
-        (self.rows, self.features),
+        (-(-self.rows // self.multiple) * self.multiple, self.features),
         jnp.float32,
       )
       total += table[hash_ids(window_BTN[..., -size:], self.rows)]

@@ -217,8 +217,11 @@ class Patching:
 
   def init(self, batch_size: int) -> State:
     """The state before a document."""
-    zero_B = jnp.zeros(batch_size, jnp.int32)
-    return State(zero_B, zero_B, zero_B, jnp.zeros(batch_size, jnp.float32))
+    # Arrays of their own, since the caller may donate all of them.
+    return State(
+      *(jnp.zeros(batch_size, jnp.int32) for _ in range(3)),
+      jnp.zeros(batch_size, jnp.float32),
+    )
 
   def step(
     self, state: State, id_B: jax.Array, entropy_B: jax.Array | None = None

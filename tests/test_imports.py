@@ -14,7 +14,7 @@ import tomllib
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-ENTRY_POINTS = ('train', 'eval', 'sample')
+ENTRY_POINTS = ('train', 'eval', 'sample', 'convert', 'patches')
 
 # Dotted prefixes beyond the standard library and the package itself.
 MAY_IMPORT = {
@@ -31,6 +31,7 @@ MAY_IMPORT = {
     'numpy',
     'pyarrow',
     'tensorflow_datasets',
+    'tokenizers',
   },
   # A bound is maths on float64 arrays; its script does the I/O.
   'bounds': {'numpy', 'scipy'},
@@ -49,8 +50,12 @@ MAY_IMPORT = {
   # Receives predict functions and iterators.
   # The byte vocabulary is a table of constants that evaluators score with.
   'evals': {'absl.logging', 'data.codec', 'jax', 'numpy', 'samplers'},
-  # Naming things is its job.
+  # Maps the parameters of our models to names and files of others.
+  'released': {'flax', 'jax', 'models', 'numpy'},
+  # Naming things is its job, and what the entry points share.
   'configs': {
+    'absl.app',
+    'absl.flags',
     'bounds',
     'data',
     'evals',
@@ -188,12 +193,12 @@ def test_every_dependency_has_an_exact_version():
     for line in (ROOT / 'constraints.txt').read_text().splitlines()
     if '==' in line
   }
-  assert not declared('test', 'bench', 'tensorboard') - pinned
+  assert not declared('test', 'bench', 'tensorboard', 'tokens') - pinned
 
 
 def test_every_import_is_declared():
   owners = importlib.metadata.packages_distributions()
-  known = declared('test', 'bench', 'tensorboard', 'plot')
+  known = declared('test', 'bench', 'tensorboard', 'tokens', 'plot')
   ours = {*MAY_IMPORT, *FREE, *ENTRY_POINTS}
   for file in FILES:
     for name in third_party(file):

@@ -334,7 +334,7 @@ def test_loss_that_is_not_finite_ends_the_run(
 
 def test_seconds_per_step_leave_out_evaluations(texts, tmp_path, monkeypatch):
   clock = [0.0]
-  monkeypatch.setattr(train.time, 'monotonic', lambda: clock[0])
+  monkeypatch.setattr(train.logger_lib.time, 'monotonic', lambda: clock[0])
   evaluate = train.evaluate
 
   def evaluate_slowly(*arguments):

@@ -9,12 +9,19 @@ import optax
 
 Batch = dict[str, jax.Array]
 
+# What every batch holds; the rest is for the model.
+_ROW = ('ids', 'targets', 'documents', 'mask')
+
 
 class Apply(Protocol):
-  """A model's forward pass: (params, ids, documents) -> logits."""
+  """A model's forward pass: (params, ids, documents, **stored) -> logits."""
 
   def __call__(
-    self, params: Any, ids_BT: jax.Array, documents_BT: jax.Array
+    self,
+    params: Any,
+    ids_BT: jax.Array,
+    documents_BT: jax.Array,
+    **stored: jax.Array,
   ) -> jax.Array: ...
 
 
@@ -37,7 +44,8 @@ class NextToken:
   z_loss: float = 0.0
 
   def __call__(self, apply: Apply, params: Any, batch: Batch) -> Sums:
-    logits_BTV = apply(params, batch['ids'], batch['documents'])
+    stored = {name: x for name, x in batch.items() if name not in _ROW}
+    logits_BTV = apply(params, batch['ids'], batch['documents'], **stored)
     logits_BTV = logits_BTV.astype(jnp.float32)
     nats_BT = optax.losses.softmax_cross_entropy_with_integer_labels(
       logits_BTV, batch['targets']

@@ -21,6 +21,7 @@ class AdamW:
   multipliers: (regular expression, factor) pairs; the first that matches a
     parameter's path scales its learning rate.
   clip: bound on the global gradient norm, None for none.
+  frozen: regular expressions of the paths of parameters that stay as they are.
   """
 
   learning_rate: float = 1e-3
@@ -33,6 +34,7 @@ class AdamW:
   decay_rule: str = r'kernel$'
   multipliers: tuple[tuple[str, float], ...] = ()
   clip: float | None = 1.0
+  frozen: tuple[str, ...] = ()
 
   def __post_init__(self) -> None:
     if self.learning_rate <= 0 or self.warmup_steps < 0:
@@ -44,7 +46,8 @@ class AdamW:
       raise ValueError(
         f'optimizer.clip={self.clip} must be positive, or None for no bound.'
       )
-    for rule in (self.decay_rule, *(rule for rule, _ in self.multipliers)):
+    multiplied = (rule for rule, _ in self.multipliers)
+    for rule in (self.decay_rule, *self.frozen, *multiplied):
       sharding.compile_rule(rule, 'optimizer')
 
   def schedule(self, steps: int) -> optax.Schedule:
@@ -67,7 +70,19 @@ class AdamW:
     ]
     if self.clip is not None:
       parts.insert(0, optax.clip_by_global_norm(self.clip))
-    return optax.chain(*parts)
+    if not self.frozen:
+      return optax.chain(*parts)
+    return optax.partition(
+      {False: optax.chain(*parts), True: optax.set_to_zero()}, self._frozen
+    )
+
+  def _frozen(self, params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(
+      lambda path, _: any(
+        re.search(rule, sharding.name(path)) for rule in self.frozen
+      ),
+      params,
+    )
 
   def _decayed(self, params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(

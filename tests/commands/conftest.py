@@ -26,10 +26,7 @@ def run(capsys):
 
   def run(name, *arguments):
     module, own = running.load(name)
-    own.unparse_flags()
-    for flag in own:
-      own[flag].unparse()
-    own([f'{name}.py', *map(str, arguments)])
+    running.parse(own, *arguments)
     capsys.readouterr()
     code, last = 0, ''
     try:
@@ -78,7 +75,7 @@ def finished(folder):
   """The run directory of a training that went well."""
   module, own = running.load('train')
   workdir = folder / 'finished'
-  own(['train.py', f'--config={folder}/window.py', f'--workdir={workdir}'])
+  running.parse(own, f'--config={folder}/window.py', f'--workdir={workdir}')
   module.main([])
   return workdir
 

@@ -37,6 +37,14 @@ def load(name):
   return module, own
 
 
+def parse(own, *arguments):
+  """Gives flags their values, and the others their defaults again."""
+  own.unparse_flags()
+  for flag in own:
+    own[flag].unparse()
+  own(['command', *map(str, arguments)])
+
+
 def train(run, folder, workdir, *arguments, config='good'):
   return run(
     'train', f'--config={folder}/{config}.py', f'--workdir={workdir}',

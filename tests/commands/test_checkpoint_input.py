@@ -148,9 +148,9 @@ def test_report_and_table(run, copy):
   [
     (
       ['--prompt=' + 'x' * 20, '--num_bytes=12'],
-      ['--prompt of 20 bytes', 'window of 32', 'pass --num_bytes=11 or less'],
+      ['--prompt of 20 ids', 'window of 32', 'pass --num_bytes=11 or less'],
     ),
-    (['--prompt=' + 'x' * 99], ['--prompt of 99 bytes', 'shorten it']),
+    (['--prompt=' + 'x' * 99], ['--prompt of 99 ids', 'shorten it']),
     (['--num_bytes=32'], ['--num_bytes=32', 'pass --num_bytes=31 or less']),
     (['--sampler=topp(0.9)'], ["did you mean 'top_p'"]),
   ],

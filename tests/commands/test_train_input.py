@@ -37,7 +37,7 @@ from training import sharding
       ['parameter params/block_0/feed_forward/', '18 does not divide'],
     ),
     (['--set=optimizer.clip=0'], ['optimizer.clip=0.0', 'or None']),
-    (['--set=seed=-1'], ['seed=-1 must be >= 0']),
+    (['--set=seed=-1'], ['seed=-1 must be at least 0']),
     (
       ['--set=data.source.pattern={folder}/none/*.txt'],
       ['data.source.pattern=', 'none/*.txt', 'matches no file', 'give a glob'],

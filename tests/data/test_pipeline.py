@@ -69,6 +69,12 @@ def test_processes_share_the_batch_of_one(corpus, process_count):
     assert together == sorted(row_keys(whole[step]))
 
 
+def test_batches_of_one_row_are_iterated(corpus):
+  dataset = make(corpus, batch_size=1)
+  first = next(pipeline.iterate(dataset))
+  np.testing.assert_array_equal(first['ids'], dataset[0]['ids'])
+
+
 @pytest.mark.parametrize('start', [0, 1, 7, 40])
 def test_resume_is_exact_also_in_the_middle_of_an_epoch(corpus, start):
   dataset = make(corpus)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import strategies as st
 
 from data import codec
+from data import tokens
 from evals import bits_per_byte
 from models import forward
 from models import lm
@@ -17,6 +18,14 @@ from models import masks
 from models import ngrams
 
 SIZES = (1, 40, 0, 7, 8, 9, 23, 3, 8, 100)
+# Over the bytes 0, 1 and 2, which are ids 4, 5 and 6.
+BPE = tokens.Bpe(vocabulary_size=270, merges='4 5,6 6,260 4,261 262')
+
+
+class Documents(list):
+  """Documents with a codec, as a corpus has them."""
+
+  codec = BPE
 
 
 def make_documents(sizes=SIZES, symbols=256):
@@ -32,12 +41,12 @@ def uniform(params, ids_BT, documents_BT):
 def unigram(params, ids_BT, documents_BT):
   """The same distribution everywhere: a byte's bits do not depend on it."""
   del documents_BT
-  return jnp.broadcast_to(params, (*ids_BT.shape, codec.VOCABULARY))
+  return jnp.broadcast_to(params, (*ids_BT.shape, len(params)))
 
 
-def make_unigram():
-  """Logits over the vocabulary, and the bits of each of the 256 bytes."""
-  logits_V = np.random.default_rng(1).normal(0, 2, codec.VOCABULARY)
+def make_unigram(size=codec.VOCABULARY):
+  """Logits over the vocabulary, and the bits of each of its tokens."""
+  logits_V = np.random.default_rng(1).normal(0, 2, size)
   log_p_V = logits_V - np.log(np.exp(logits_V).sum())
   return jnp.asarray(logits_V, jnp.float32), -log_p_V[4:] / math.log(2)
 
@@ -50,15 +59,17 @@ def window_of(index, size, window, stride):
   return max(stop - window, 0), stop
 
 
-def score_one_by_one(apply, params, documents, *, window, stride):
-  """Bits of every byte: each window is a row of its own."""
+def score_one_by_one(
+  apply, params, documents, *, window, stride, encode=codec.encode
+):
+  """Bits of every id: each window is a row of its own."""
   score = jax.jit(apply)
   bits = []
   for document in documents:
-    ids = np.concatenate([[codec.BOS], codec.encode(document)])
-    bits_N = np.zeros(len(document))
-    for index in range(len(document)):
-      start, stop = window_of(index, len(document), window, stride)
+    ids = np.concatenate([[codec.BOS], encode(document)])
+    bits_N = np.zeros(len(ids) - 1)
+    for index in range(len(bits_N)):
+      start, stop = window_of(index, len(bits_N), window, stride)
       ids_BT = np.zeros((1, window), np.int32)
       documents_BT = np.zeros((1, window), np.int32)
       ids_BT[0, : stop - start] = ids[start:stop]
@@ -66,7 +77,7 @@ def score_one_by_one(apply, params, documents, *, window, stride):
       logits_V = np.asarray(
         score(params, ids_BT, documents_BT)[0, index - start], np.float64
       )
-      target = int(document[index]) + 4
+      target = ids[index + 1]
       log_z = np.log(np.exp(logits_V - logits_V.max()).sum()) + logits_V.max()
       bits_N[index] = (log_z - logits_V[target]) / math.log(2)
     bits.append(bits_N)
@@ -76,6 +87,7 @@ def score_one_by_one(apply, params, documents, *, window, stride):
 @pytest.fixture(scope='module')
 def model():
   module = lm.ByteLM(
+    vocabulary_size=BPE.vocabulary_size,
     width=16,
     layers=2,
     heads=2,
@@ -191,6 +203,61 @@ def test_max_bytes_scores_a_prefix(limit):
   np.testing.assert_allclose(
     found['bits_per_byte'], bits_by_byte[stream_N].mean(), rtol=1e-6
   )
+
+
+@pytest.mark.parametrize('stride', [3, 8])
+def test_tokens_equal_scoring_every_window_of_ids_alone(model, stride):
+  apply, params = model
+  documents = Documents(make_documents(symbols=3))
+  evaluator = bits_per_byte.BitsPerByte(window=8, stride=stride, batch_size=3)
+  found = evaluator.run(apply, params, documents)
+  bits = score_one_by_one(
+    apply, params, documents, window=8, stride=stride, encode=BPE.encode
+  )
+  # Fewer ids than bytes, and still the bytes are what is counted.
+  assert sum(map(len, bits)) < sum(SIZES) == found['bytes']
+  np.testing.assert_allclose(
+    found['bits_per_byte'], np.concatenate(bits).sum() / sum(SIZES), rtol=1e-5
+  )
+
+
+@pytest.mark.parametrize('limit', [None, 1, 2, 43, 44, 50, 100])
+def test_bits_of_a_document_are_the_sum_over_its_tokens(limit):
+  documents = Documents(make_documents(symbols=3))
+  logits_V, bits_by_token = make_unigram(BPE.vocabulary_size)
+  found = bits_per_byte.BitsPerByte(window=8, stride=5, batch_size=4).run(
+    unigram, logits_V, documents, max_bytes=limit
+  )
+  # A document that is cut is encoded as what is left of it.
+  left = sum(SIZES) if limit is None else limit
+  bits, sizes = [], []
+  for document in documents:
+    kept, left = document[:left], max(left - len(document), 0)
+    if len(kept):
+      bits.append(bits_by_token[BPE.encode(kept) - 4].sum())
+      sizes.append(len(kept))
+  bits_D, sizes_D = np.array(bits), np.array(sizes)
+  mean = bits_D.sum() / sizes_D.sum()
+  assert found['bytes'] == sizes_D.sum()
+  assert found['documents'] == len(sizes_D)
+  assert found['bits_per_byte'] == pytest.approx(mean, rel=1e-6)
+  if len(sizes_D) > 1:
+    spread = np.std(bits_D - mean * sizes_D, ddof=1) * len(sizes_D) ** 0.5
+    assert found['bits_per_byte_stderr'] == pytest.approx(
+      spread / sizes_D.sum(), rel=1e-5
+    )
+
+
+def test_byte_codec_of_a_corpus_changes_nothing(model):
+  class Corpus(list):
+    codec = codec.Bytes()
+
+  apply, params = model
+  documents = make_documents(symbols=3)
+  evaluator = bits_per_byte.BitsPerByte(window=8, stride=3, batch_size=3)
+  plain = evaluator.run(apply, params, documents)
+  assert evaluator.run(apply, params, Corpus(documents)) == plain
+  assert evaluator.run(apply, params, Documents(documents)) != plain
 
 
 @hypothesis.given(

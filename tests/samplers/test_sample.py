@@ -45,7 +45,11 @@ def command(monkeypatch, capsys):
 
   def run(model=Speller(), **flags):
     params = jnp.array([*codec.encode(SPELT), codec.EOS])
-    config = types.SimpleNamespace(model=model, sampler=chain.parse('greedy'))
+    config = types.SimpleNamespace(
+      model=model,
+      data=types.SimpleNamespace(codec=codec.Bytes()),
+      sampler=chain.parse('greedy'),
+    )
     monkeypatch.setattr(
       restore, 'restore', lambda directory: restore.Run(config, params, 7)
     )
@@ -62,7 +66,7 @@ def test_text_is_streamed_without_splitting_characters(command):
   text, shown, speed = command(num_bytes=100)
   assert text == TEXT + '\n'
   assert shown[:3] == ['', SPELT[:15].decode(), SPELT[15:32].decode()]
-  assert speed.startswith(f'{len(SPELT) + 1} bytes, ')
+  assert speed.startswith(f'{len(SPELT)} bytes, ')
   assert speed.endswith(' bytes/s once compiled\n')
 
 
@@ -117,7 +121,7 @@ def test_text_that_fills_the_window_passes(command):
   [
     (
       {'prompt': ['a', 'FIF'], 'num_bytes': 9},
-      'sample.py: --prompt of 3 bytes, .*--num_bytes=9 exceed .* window of 12;'
+      'sample.py: --prompt of 3 ids, .*--num_bytes=9 exceed .* window of 12;'
       ' pass --num_bytes=8 or less',
     ),
     ({'prompt': ['x' * 12], 'num_bytes': 1}, 'window of 12; shorten it'),

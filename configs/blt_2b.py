@@ -1,0 +1,21 @@
+"""Byte Latent Transformer 2B of the paper: 5.4B parameters with its tables.
+
+python train.py --config=configs/blt_2b.py --dry_run --devices=64 --chip=H100
+"""
+
+from configs import base
+from configs import blt_paper
+
+
+def get_config() -> base.Config:
+  return blt_paper.config(
+    blt_paper.Size(
+      local_width=1024,
+      local_heads=16,
+      decoder_layers=9,
+      latent_width=2560,
+      latent_heads=20,
+      latent_layers=26,
+      slots=3,
+    )
+  )

@@ -1,0 +1,1 @@
+"""Weights as others release them: transformers' directories, in and out."""

@@ -1,0 +1,192 @@
+"""A patched model: its entropies decide, alone and while decoding."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models import forward
+from models import lm
+from models import masks
+from models import ngram_entropy
+from models import patched
+from models import patching
+from tests.models import test_byte_latent as latent
+
+NGRAMS = ngram_entropy.NgramEntropy(sizes=(1, 2), rows=256)
+LM = patched.LMEntropy(
+  lm.ByteLM(
+    width=16,
+    layers=1,
+    heads=2,
+    key_value_heads=1,
+    hidden=16,
+    masks=(masks.Causal(window=6),),
+  )
+)
+
+
+def with_entropy(scorer, threshold):
+  return patched.Patched(
+    scorer,
+    latent.MODEL.clone(
+      patching=patching.Patching(patching.Entropy(threshold), max_length=6)
+    ),
+  )
+
+
+@functools.cache
+def drawn(scorer):
+  """Parameters, and a threshold between two entropies, so none is on it."""
+  rng = np.random.default_rng(0)
+  model = with_entropy(scorer, 0.0)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), latent.text_ids(0))
+  params = shapes['params'] | {'model': latent.parameters(latent.MODEL)}
+  params['entropy'] = jax.tree.map(
+    lambda x: rng.uniform(0, 1, x.shape).astype(np.float32), params['entropy']
+  )
+  nats = np.sort(entropies(scorer, params, latent.text_ids(0)).ravel())
+  gap = np.argmax(np.diff(nats)[len(nats) // 3 : -len(nats) // 3])
+  place = len(nats) // 3 + gap
+  return params, float(nats[place : place + 2].mean())
+
+
+def entropies(scorer, params, ids):
+  nats, _ = scorer.apply({'params': params['entropy']}, ids)
+  return np.asarray(nats)
+
+
+@pytest.mark.parametrize('scorer', [NGRAMS, LM], ids=['ngrams', 'lm'])
+def test_its_entropies_are_those_given_to_the_model(scorer):
+  params, threshold = drawn(scorer)
+  model = with_entropy(scorer, threshold)
+  ids = latent.text_ids(0)
+  nats = entropies(scorer, params, ids)
+  found = jax.jit(forward.pure(model))(params, ids, np.ones_like(ids))
+  expected, _ = model.model.apply(
+    {'params': params['model']}, ids, entropy_BT=jnp.asarray(nats)
+  )
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+  # Stored ones replace the model's own: all high ones close every patch.
+  stored = forward.pure(model)(
+    params, ids, np.ones_like(ids), entropy=np.full(ids.shape, 9.0)
+  )
+  assert np.abs(stored - found).max() > 1e-3
+
+
+@pytest.mark.parametrize('scorer', [NGRAMS, LM], ids=['ngrams', 'lm'])
+def test_decoding_is_the_full_forward(scorer):
+  params, threshold = drawn(scorer)
+  model = with_entropy(scorer, threshold)
+  apply = functools.partial(
+    jax.jit(lambda params, *inputs: model.apply({'params': params}, *inputs)),
+    params,
+  )
+  ids = latent.text_ids(0, (2, 20))
+  full, _ = apply(ids, jnp.ones_like(ids), None)
+  lengths = np.array([9, 5])
+  prompt = np.arange(9)[None] < lengths[:, None]
+  out, cache = apply(
+    np.where(prompt, ids[:, :9], 0),
+    prompt.astype(np.int32),
+    model.init_cache(2, 20),
+  )
+  for row, length in enumerate(lengths):
+    np.testing.assert_allclose(
+      out[row, :length], full[row, :length], rtol=1e-4, atol=1e-4
+    )
+  for i in range(11):
+    place = lengths + i
+    out, cache = apply(
+      ids[np.arange(2), place][:, None], jnp.ones((2, 1), jnp.int32), cache
+    )
+    np.testing.assert_allclose(
+      out[:, 0], full[np.arange(2), place], rtol=1e-4, atol=1e-4
+    )
+
+
+def test_nothing_flows_into_the_entropy_model():
+  params, threshold = drawn(LM)
+  model = with_entropy(LM, threshold)
+  ids = latent.text_ids(1)
+  grads = jax.jit(
+    jax.grad(lambda p: jnp.square(model.apply({'params': p}, ids)[0]).mean())
+  )(params)
+  assert all(not np.any(x) for x in jax.tree.leaves(grads['entropy']))
+  assert all(np.any(x) for x in jax.tree.leaves(grads['model']))
+
+
+def test_cache_and_stored_entropies_exclude_each_other():
+  params, threshold = drawn(NGRAMS)
+  model = with_entropy(NGRAMS, threshold)
+  ids = latent.text_ids(0, (1, 4))
+  with pytest.raises(ValueError, match='has to read the bytes itself'):
+    model.apply(
+      {'params': params}, ids, None, model.init_cache(1, 8),
+      entropy_BT=jnp.zeros((1, 4)),
+    )  # fmt: skip
+
+
+def brute_force(text, sizes):
+  """Nats after each prefix of a text, by counting its n-grams directly."""
+  found = []
+  for end in range(1, len(text)):
+    nats = np.log(256)
+    for size in sizes:
+      # n-grams at the start of a document are filled up with id 0.
+      padded = [0] * size + list(text)
+      context = padded[size + end - size : size + end]
+      after = [
+        padded[i + size]
+        for i in range(1, len(padded) - size)
+        if padded[i : i + size] == context and i + size > size
+      ]
+      if not after:
+        break
+      _, counts = np.unique(after, return_counts=True)
+      escape = len(counts) / (counts.sum() + len(counts))
+      share = counts / counts.sum()
+      own = -(share * np.log(share)).sum()
+      choice = -escape * np.log(escape) - (1 - escape) * np.log(1 - escape)
+      nats = choice + (1 - escape) * own + escape * nats
+    found.append(nats)
+  return np.array(found)
+
+
+def test_fit_counts_n_grams():
+  """Of one document; every occurrence of a context has the same suffix."""
+  model = ngram_entropy.NgramEntropy(sizes=(1, 2), rows=2**16)
+  text = np.random.default_rng(3).integers(4, 9, 60).astype(np.int32)
+  row = {
+    'ids': text[:-1],
+    'targets': text[1:],
+    'documents': np.ones(59, np.int32),
+    'mask': np.ones(59, np.float32),
+  }
+  params = ngram_entropy.fit(model, [row])
+  found, _ = model.apply({'params': params}, text[None, :-1])
+  np.testing.assert_allclose(
+    found[0], brute_force(text, (1, 2)), rtol=1e-5, atol=1e-5
+  )
+
+
+def test_unseen_contexts_fall_back_to_shorter_ones():
+  model = ngram_entropy.NgramEntropy(sizes=(1, 2), rows=2**16)
+  row = {
+    'ids': np.array([5, 6, 5, 6], np.int32),
+    'targets': np.array([6, 5, 6, 7], np.int32),
+    'documents': np.ones(4, np.int32),
+    'mask': np.ones(4, np.float32),
+  }
+  params = ngram_entropy.fit(model, [row])
+  shorter = model.clone(sizes=(1,))
+  ids = np.array([[6, 6]], np.int32)
+  found, _ = model.apply({'params': params}, ids)
+  expected, _ = shorter.apply(
+    {'params': {'table_1': params['table_1']}}, ids
+  )
+  assert found[0, 1] == expected[0, 1]
+  unknown, _ = model.apply({'params': params}, np.array([[9]], np.int32))
+  np.testing.assert_allclose(unknown, np.log(256), rtol=1e-6)

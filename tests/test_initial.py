@@ -1,0 +1,128 @@
+"""Runs that begin with parameters of another, or with fitted ones."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import train
+from configs import initial
+from configs import restore
+from models import byte_latent
+from models import ngram_entropy
+from models import patched
+from models import patching
+from models import stacks
+from tests import tiny_runs
+from training import metrics
+
+STACK = stacks.Stack(width=16, layers=1, heads=2, hidden=16)
+
+
+def patched_model(entropy):
+  return patched.Patched(
+    entropy,
+    byte_latent.ByteLatent(
+      encoder=STACK,
+      latent=STACK.copy(width=32),
+      decoder=STACK,
+      patching=patching.Patching(patching.Entropy(0.9), max_length=4),
+      reserve=1.0,
+    ),
+  )
+
+
+@pytest.fixture(scope='module')
+def texts(tmp_path_factory):
+  return tiny_runs.write_texts(tmp_path_factory.mktemp('initial') / 'texts')
+
+
+@pytest.fixture(scope='module')
+def entropy_run(texts, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('entropy')
+  train.train(tiny_runs.make_config(texts), str(workdir))
+  return workdir
+
+
+def config_of(texts, entropy, source):
+  config = tiny_runs.make_config(
+    texts, model=patched_model(entropy), initial=(source,)
+  )
+  optimizer = dataclasses.replace(config.optimizer, frozen=('^entropy/',))
+  return dataclasses.replace(config, optimizer=optimizer)
+
+
+def test_entropies_of_another_run_are_stored_and_frozen(
+  texts, entropy_run, tmp_path
+):
+  config = config_of(
+    texts,
+    patched.LMEntropy(tiny_runs.MODEL),
+    initial.FromRun('entropy/lm', str(entropy_run)),
+  )
+  assert train.train(config, str(tmp_path)) == config.steps
+  corpus = config.data.open('train')
+  (stored,) = corpus.path.glob('entropy_*.npy')
+  params = restore.restore(tmp_path).params
+  theirs = restore.restore(entropy_run).params
+  jax.tree.map(
+    np.testing.assert_array_equal, params['entropy']['lm'], theirs
+  )
+  bits = [line.get('train/bits_per_byte') for line in metrics.read(tmp_path)]
+  bits = [value for value in bits if value is not None]
+  assert bits[-1] < bits[0] - 0.1
+  # It goes on without the other run, which the checkpoint has the weights of.
+  more = dataclasses.replace(config, checkpoint_every=5)
+  assert train.train(more, str(tmp_path)) == config.steps
+  assert len(list(corpus.path.glob('entropy_*.npy'))) == 1
+  assert len(np.load(stored)) == len(corpus.bytes) + 2 * len(corpus)
+
+
+def test_n_grams_are_fitted_to_the_train_split(texts, tmp_path):
+  entropy = ngram_entropy.NgramEntropy(sizes=(1, 2), rows=512)
+  config = config_of(texts, entropy, initial.FitNgramEntropy())
+  train.train(config, str(tmp_path))
+  tables = restore.restore(tmp_path).params['entropy']
+  # Ten letters, the space and the begin mark; a word's last letter is followed
+  # by a space, and each word begins with one of four.
+  seen = np.asarray(tables['table_1'])
+  assert 10 <= (seen >= 0).sum() <= 14
+  assert seen[seen >= 0].min() < 0.2
+  assert 0.5 < seen.max() < np.log(256)
+
+
+@pytest.mark.parametrize(
+  ('entropy', 'source', 'words'),
+  [
+    (
+      tiny_runs.MODEL.clone(vocabulary_size=300),
+      initial.FromRun('entropy/lm', '{run}'),
+      r'entropy/lm/embed/embedding is \(300, 16\) in this config but'
+      r' \(260, 16\) in .*sizes and vocabulary',
+    ),
+    (
+      tiny_runs.MODEL.clone(layers=2),
+      initial.FromRun('entropy/lm', '{run}'),
+      'entropy/lm/block_1/.* but absent in',
+    ),
+    (
+      tiny_runs.MODEL,
+      initial.FromRun('entropy/llm', '{run}'),
+      "this config has no parameters 'entropy/llm' .*among lm",
+    ),
+    (
+      tiny_runs.MODEL,
+      initial.FromRun('entropy/lm', '{run}', source='lm'),
+      "has no parameters 'lm'",
+    ),
+  ],
+)
+def test_parameters_that_do_not_fit_are_named(
+  texts, entropy_run, tmp_path, entropy, source, words
+):
+  source = dataclasses.replace(source, directory=str(entropy_run))
+  config = config_of(texts, patched.LMEntropy(entropy), source)
+  with pytest.raises(ValueError, match=words):
+    train.train(config, str(tmp_path / 'run'))
+  assert not list((tmp_path / 'run').glob('checkpoints/*'))

@@ -1,0 +1,70 @@
+"""Numbers beside a corpus: computed once, in order, with enough context."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data import packing
+from data import sources
+from data import text
+from tests import tiny_runs
+from training import annotations
+
+
+@pytest.fixture
+def rows(tmp_path):
+  folder = tiny_runs.write_texts(tmp_path / 'texts')
+  corpus = text.Text(
+    sources.TextFiles(f'{folder}/*.txt'), directory=str(tmp_path / 'prepared')
+  )
+  corpus.prepare()
+  return packing.Rows(corpus.open('train'), 64)
+
+
+def before(params, ids_BT, documents_BT):
+  """Scaled count of the up to four ids before of the same document."""
+  total = 0
+  for back in range(1, 5):
+    there = jnp.pad(documents_BT, [(0, 0), (back, 0)])[:, :-back]
+    total += (there == documents_BT) & (documents_BT > 0)
+  return params * total.astype(jnp.float32)
+
+
+def annotate(rows, params=0.5, measure=before, **changes):
+  options = {'name': 'count', 'label': 'a', 'context': 4} | changes
+  return annotations.annotate(
+    measure, np.float32(params), rows, rows.corpus.path, **options
+  )
+
+
+def test_every_id_is_measured_with_its_context(rows):
+  found = annotate(rows)
+  _, documents = rows.cut(0, rows.stream_length)
+  starts = np.flatnonzero(np.diff(documents, prepend=0))
+  age = np.arange(len(documents)) - starts[documents - 1]
+  assert found.dtype == np.float16
+  np.testing.assert_array_equal(found, 0.5 * np.minimum(age, 4))
+  stored = packing.Rows(rows.corpus, 64, {'count': found})
+  np.testing.assert_array_equal(stored[1]['count'], found[64:128])
+  last = stored[len(stored) - 1]
+  np.testing.assert_array_equal(last['count'][last['documents'] == 0], 0)
+
+
+def test_computed_once_for_each_model(rows):
+  calls = []
+
+  def counted(*arguments):
+    calls.append(1)
+    return before(*arguments)
+
+  annotate(rows, measure=counted)
+  annotate(rows, measure=counted)
+  assert len(calls) == 1
+  for changes in ({'params': 2.0}, {'label': 'b'}, {'context': 3}):
+    annotate(rows, **changes)
+  assert len(list(rows.corpus.path.glob('count_*.npy'))) == 4
+
+
+def test_numbers_of_another_stream_are_refused(rows):
+  with pytest.raises(ValueError, match='delete it, so that it is made anew'):
+    packing.Rows(rows.corpus, 64, {'count': annotate(rows)[:-1]})

@@ -1,0 +1,178 @@
+"""Estimates against real arrays on eight devices, and by hand."""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from configs import blt_8b
+from configs import tiny
+from models import forward
+from training import estimate
+from training import sharding
+from training import step as step_lib
+
+FLOPS = estimate.Flops({'decoder': 2e6, 'head': 1e6, 'entropy': 5e5}, 9e6, 12e6)
+
+
+def make_config(**changes):
+  changes = {'mesh': sharding.MeshShape(fsdp=4)} | changes
+  return dataclasses.replace(tiny.get_config(), **changes)
+
+
+def init(config):
+  ids = jnp.zeros((1, 8), jnp.int32)
+  key = jax.random.key(0)
+  params = config.model.init(key, ids)['params']
+  return step_lib.create(params, config.optimizer.build(config.steps), key)
+
+
+def how(config, **more):
+  return {
+    'init': functools.partial(init, config),
+    'apply': forward.pure(config.model),
+    'flops': FLOPS,
+    'devices': 8,
+  } | more
+
+
+@functools.cache
+def predicted(chip='H100', devices=8, accumulate=1, **mesh):
+  config = make_config(
+    accumulate=accumulate, mesh=sharding.MeshShape(**(mesh or {'fsdp': 4}))
+  )
+  return estimate.predict(config, **how(config, devices=devices, chip=chip))
+
+
+@pytest.mark.parametrize('sizes', [(2, 4, 1), (1, 4, 2), (8, 1, 1)])
+def test_state_is_that_of_real_arrays(sizes):
+  config = make_config(mesh=sharding.MeshShape(*sizes))
+  mesh = config.mesh.build()
+  shapes = jax.eval_shape(functools.partial(init, config))
+  # Only shapes and places matter, so zeros do.
+  state = jax.jit(
+    lambda: jax.tree.map(
+      lambda s: jnp.zeros(s.shape, s.dtype), (shapes.params, shapes.optimizer)
+    ),
+    out_shardings=sharding.shard_tree(
+      (shapes.params, shapes.optimizer), mesh, config.shardings
+    ),
+  )()
+
+  def on_first_device(tree):
+    return sum(
+      x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree)
+    )
+
+  found = predicted(**dict(zip(('data', 'fsdp', 'tensor'), sizes, strict=True)))
+  assert found.memory.parameters == on_first_device(state[0])
+  assert found.memory.moments == on_first_device(state[1])
+  assert found.memory.gradients == found.memory.parameters
+  assert sum(found.parameters.values()) == sum(
+    leaf.size for leaf in jax.tree.leaves(shapes.params)
+  )
+  assert dict(found.mesh.shape) == dict(mesh.shape)
+
+
+def test_parts_hold_fewer_activations_and_two_gradients():
+  config = make_config(batch_size=64)
+  whole, parts = (
+    estimate.predict(c, **how(c))
+    for c in (config, dataclasses.replace(config, accumulate=4))
+  )
+  assert (whole.rows, parts.rows) == (8, 2)
+  assert whole.memory.activations == 4 * parts.memory.activations > 0
+  assert parts.memory.gradients == 2 * whole.memory.gradients
+  assert parts.memory.parameters == whole.memory.parameters
+
+
+def test_time_is_that_by_hand():
+  found = predicted()
+  chip = estimate.CHIPS['H100']
+  ids = 8 * 128 / 8
+  assert found.seconds.compute == pytest.approx(12e6 * ids / chip.flops)
+  assert found.step >= max(*found.seconds, found.seconds.compute / 0.4)
+  share = 9e6 * ids / found.step / chip.flops
+  assert found.utilisation == pytest.approx(share)
+  assert found.utilisation <= 0.4 * 9 / 12
+  state = found.memory.parameters + found.memory.moments
+  assert found.seconds.memory > 2 * state / chip.bandwidth
+
+
+def test_links_carry_what_mesh_axes_split():
+  chip = estimate.CHIPS['H100']
+  alone = predicted(devices=1, data=1, fsdp=1)
+  assert alone.seconds.links == 0
+  # Rings move the gradients twice but for a device's own share.
+  copies = predicted(devices=8, data=8)
+  expected = 2 * 7 / 8 * 4 * sum(copies.parameters.values())
+  assert copies.seconds.links == pytest.approx(expected / chip.link)
+  # Matrices come in bf16 twice and leave as float32 once; each of the 1024
+  # ids has two rows of 64 numbers, summed and then gathered.
+  split = predicted(devices=8, fsdp=8)
+  matrices = sum(v for n, v in split.parameters.items() if n in BLOCKS)
+  norms = 2 * 64 * 2
+  moved = 7 / 8 * (8 * (matrices - norms) + 3 * 4 * 1024 * 2 * 64)
+  assert split.seconds.links == pytest.approx(moved / chip.link)
+
+
+BLOCKS = ('block', 'head')
+
+
+def test_a_batch_that_does_not_fit_says_what_would():
+  config = make_config(batch_size=4096, row_length=512)
+  small = estimate.CHIPS['H100']._replace(memory=100e6)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(estimate.CHIPS, 'small', small)
+    text = estimate.report(config, **how(config, chip='small'))
+    factor = re.search(r'multiply\s+accumulate by (\d+)', text)
+    config = dataclasses.replace(config, accumulate=int(factor[1]))
+    found = estimate.predict(config, **how(config, chip='small'))
+    assert found.memory.total <= small.memory
+    assert 'DOES NOT FIT' not in estimate.report(
+      config, **how(config, chip='small')
+    )
+    tiny_chip = small._replace(memory=1e6)
+    patch.setitem(estimate.CHIPS, 'small', tiny_chip)
+    assert 'raise mesh.fsdp' in estimate.report(
+      config, **how(config, chip='small')
+    )
+
+
+def test_report_lists_all_and_makes_no_array():
+  config = blt_8b.get_config()
+  arrays = len(jax.live_arrays())
+  text = estimate.report(config, **how(config, devices=512, chip='v5p'))
+  assert len(jax.live_arrays()) == arrays
+  assert 'data 64 x fsdp 8 x tensor 1 = 512 v5p' in text
+  flat = ' '.join(text.split())
+  assert 'ngram_embed 3.84G' in flat
+  assert 'forward 3M (decoder 2M, head 1M); entropy model 500k, once' in flat
+  assert '151T needed, 201T computed, for 16.8M bytes' in flat
+  assert max(map(len, text.splitlines())) <= 100
+
+
+def test_bad_requests_say_what_to_write():
+  config = make_config()
+  with pytest.raises(ValueError, match=r'chip=P100 is not known; choose'):
+    estimate.predict(config, **how(config, chip='P100'))
+  with pytest.raises(ValueError, match=r'efficiency=1\.5 must be in'):
+    estimate.predict(config, **how(config), efficiency=1.5)
+  with pytest.raises(ValueError, match=r'does not use 6 devices.*--devices=4'):
+    estimate.predict(config, **how(config, devices=6))
+  with pytest.raises(ValueError, match='batch_size=8 does not divide over 64'):
+    estimate.predict(config, **how(config, devices=64))
+
+
+@pytest.mark.parametrize('sizes', [(-1, 4, 1), (2, 2, 2), (-1, 1, 8)])
+def test_mesh_is_that_of_real_devices(sizes):
+  shape = sharding.MeshShape(*sizes)
+  real = shape.build()
+  found = estimate.abstract_mesh(shape, 8)
+  assert found.shape == real.shape
+  assert found.axis_types == real.axis_types
+  least = estimate.abstract_mesh(shape)
+  assert least.size == max(sizes[0], 1) * sizes[1] * sizes[2]

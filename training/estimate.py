@@ -1,0 +1,342 @@
+"""What a run would need, without running it: memory, FLOPs, time.
+
+Everything is computed from shapes: parameters and their shardings over an
+abstract mesh, the program of the gradient, and FLOPs that the caller counts.
+No array is made and no device is asked for.
+"""
+
+import math
+import re
+import textwrap
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from training import liveness
+from training import sharding
+
+_MATRIX = re.compile(r'kernel$')
+_TABLE = re.compile(r'ngram_embed/table_\d+$')
+
+
+class Chip(NamedTuple):
+  """Of one accelerator, from its maker's data sheet.
+
+  flops: bf16 per second without sparsity. memory: bytes. bandwidth: bytes per
+  second of that memory. link: bytes per second to its neighbours, one way.
+  """
+
+  flops: float
+  memory: float
+  bandwidth: float
+  link: float
+
+
+CHIPS = {
+  'A100': Chip(312e12, 80e9, 2.04e12, 300e9),
+  'H100': Chip(989e12, 80e9, 3.35e12, 450e9),
+  'H200': Chip(989e12, 141e9, 4.8e12, 450e9),
+  'v5e': Chip(197e12, 16e9, 0.82e12, 100e9),
+  'v5p': Chip(459e12, 95e9, 2.77e12, 300e9),
+  'v6e': Chip(918e12, 32e9, 1.64e12, 200e9),
+}
+
+
+class Memory(NamedTuple):
+  """Bytes on each device; `gathered` are whole matrices in use."""
+
+  parameters: int
+  moments: int
+  gradients: int
+  gathered: int
+  activations: int
+
+  @property
+  def total(self) -> int:
+    return sum(self)
+
+
+class Seconds(NamedTuple):
+  """Least time of a step for each of a device's resources."""
+
+  compute: float
+  memory: float
+  links: float
+
+
+class Flops(NamedTuple):
+  """Per byte: the forward pass by part, and a train step.
+
+  needed: of a train step without recomputation and masked pairs.
+  computed: with them. patch_bytes: mean bytes of a patch, None without patches.
+  """
+
+  forward: dict[str, float]
+  needed: float
+  computed: float
+  patch_bytes: float | None = None
+
+
+class Estimate(NamedTuple):
+  """A run on paper; `step` is the expected seconds of one.
+
+  rows: of a batch part on each device. utilisation: of the peak, by the FLOPs
+  that are needed.
+  """
+
+  mesh: jax.sharding.AbstractMesh
+  parameters: dict[str, int]
+  memory: Memory
+  seconds: Seconds
+  step: float
+  rows: int
+  utilisation: float
+
+
+def predict(
+  config: Any,
+  *,
+  init: Callable[[], Any],
+  apply: Any,
+  flops: Flops,
+  stored: tuple[str, ...] = (),
+  devices: int | None = None,
+  chip: str = 'H100',
+  efficiency: float = 0.4,
+) -> Estimate:
+  """What a config's run would need.
+
+  init: makes the train state, and is only traced.
+  stored: names of what batches hold besides rows.
+  devices: how many; None for one copy of the model.
+  efficiency: assumed share of the chip's peak while computing; a step is
+    never faster than the slowest resource.
+  """
+  if chip not in CHIPS:
+    raise ValueError(
+      f'chip={chip} is not known; choose among {", ".join(CHIPS)}.'
+    )
+  if not 0 < efficiency <= 1:
+    raise ValueError(f'efficiency={efficiency} must be in (0, 1], as 0.4.')
+  mesh = abstract_mesh(config.mesh, devices)
+  sharding.check_batch(config.batch_size, config.accumulate, mesh)
+  state = jax.eval_shape(init)
+  ways = math.prod(mesh.shape[axis] for axis in sharding.BATCH_AXES)
+  rows = config.batch_size // config.accumulate // ways
+  per_row = liveness.activation_bytes(
+    config.objective, apply, state.params, config.row_length, stored
+  )
+  memory = memory_per_device(config, state, mesh, rows * per_row)
+  # Per device.
+  ids = config.batch_size * config.row_length / mesh.size
+  seconds = _seconds(
+    config, state.params, mesh, memory, CHIPS[chip], flops.computed * ids
+  )
+  step = max(*seconds, seconds.compute / efficiency)
+  return Estimate(
+    mesh,
+    _sizes_by_part(state.params),
+    memory,
+    seconds,
+    step,
+    rows,
+    flops.needed * ids / step / CHIPS[chip].flops,
+  )
+
+
+def report(config: Any, *, flops: Flops, chip: str = 'H100', **how: Any) -> str:
+  """The lines that a dry run of a config prints; arguments as `predict`."""
+  found = predict(config, flops=flops, chip=chip, **how)
+  ids = config.batch_size * config.row_length
+  axes = ' x '.join(f'{n} {v}' for n, v in found.mesh.shape.items())
+  least = ', '.join(f'{n} {v:.3g}' for n, v in found.seconds._asdict().items())
+  patches = f'patches of {flops.patch_bytes or 1:.3g} bytes; '
+  lines = {
+    'mesh': f'{axes} = {found.mesh.size} {chip}',
+    'parameters': _sum(found.parameters),
+    'memory per device': _memory_line(found, chip),
+    'FLOPs per byte': f'forward {_forward_line(flops.forward)}',
+    'FLOPs per step': (
+      f'{_short(flops.needed * ids)} needed, {_short(flops.computed * ids)}'
+      f' computed, for {_short(ids)} bytes'
+    ),
+    'seconds per step': f'{found.step:.3g}; at the least: {least}',
+    'run': (
+      f'{_short(config.steps * ids)} bytes in {config.steps} steps,'
+      f' {config.steps * found.step / 86400:.3g} days;'
+      f' {_short(ids / found.step)} bytes per second,'
+      f' {100 * found.utilisation:.0f}% of the peak in needed FLOPs'
+    ),
+    'assumed': (
+      f'{patches if flops.patch_bytes else ""}'
+      f'{100 * how.get("efficiency", 0.4):.0f}% of the bf16 peak while'
+      ' computing; float32 gradients, split as parameters are; activations as'
+      f' traced for {found.rows} rows per device, attention by matmuls, not'
+      ' split over tensor; links carry no activations but looked-up rows'
+    ),
+  }
+  return '\n'.join(
+    textwrap.fill(f'{name:18}{line}', 100, subsequent_indent=' ' * 18)
+    for name, line in lines.items()
+  )
+
+
+def abstract_mesh(
+  shape: sharding.MeshShape, devices: int | None = None
+) -> jax.sharding.AbstractMesh:
+  """The mesh of so many devices that are not there; None for the fewest."""
+  fixed = shape.fsdp * shape.tensor
+  least = max(fixed * max(shape.data, 1), 1)
+  devices = least if devices is None else devices
+  data = devices // max(fixed, 1) if shape.data == -1 else shape.data
+  sizes = {'data': data, 'fsdp': shape.fsdp, 'tensor': shape.tensor}
+  if min(sizes.values()) < 1 or math.prod(sizes.values()) != devices:
+    raise ValueError(
+      f'mesh data={shape.data} x fsdp={shape.fsdp} x tensor={shape.tensor} does'
+      f' not use {devices} devices; set mesh.data=-1 and a product of mesh.fsdp'
+      f' and mesh.tensor that divides them, or --devices={least}.'
+    )
+  return jax.sharding.AbstractMesh(
+    tuple(sizes.values()),
+    tuple(sizes),
+    axis_types=(jax.sharding.AxisType.Auto,) * len(sizes),
+  )
+
+
+def memory_per_device(
+  config: Any, state: Any, mesh: Any, activations: int
+) -> Memory:
+  """Bytes of a train state, its gradients and so many of activations.
+
+  With config.accumulate > 1 the gradients of a part and their sum exist at
+  once.
+  """
+  parameters = _bytes_per_device(state.params, mesh, config.shardings)
+  largest = max(
+    (
+      math.prod(leaf.shape[-2:]) * leaf.dtype.itemsize
+      for leaf in _matrices(state.params)
+    ),
+    default=0,
+  )
+  # The matrix of this matmul and that of the next one.
+  gathered = 2 * largest if mesh.shape['fsdp'] > 1 else 0
+  return Memory(
+    parameters=parameters,
+    moments=_bytes_per_device(state.optimizer, mesh, config.shardings),
+    gradients=parameters * (1 if config.accumulate == 1 else 2),
+    gathered=gathered // mesh.shape['tensor'],
+    activations=activations,
+  )
+
+
+def _bytes_per_device(tree: Any, mesh: Any, rules: sharding.Rules) -> int:
+  placed = sharding.shard_tree(tree, mesh, rules)
+  pieces = jax.tree.map(
+    lambda leaf, where: (
+      math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    ),
+    tree,
+    placed,
+  )
+  return sum(jax.tree.leaves(pieces))
+
+
+def _matrices(params: Any) -> list[Any]:
+  return [
+    leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    if _MATRIX.search(sharding.name(path))
+  ]
+
+
+def _table_widths(params: Any) -> int:
+  """Numbers that one byte looks up in n-gram tables."""
+  return sum(
+    leaf.shape[-1]
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    if _TABLE.search(sharding.name(path))
+  )
+
+
+def _seconds(
+  config: Any,
+  params: Any,
+  mesh: Any,
+  memory: Memory,
+  chip: Chip,
+  flops: float,
+) -> Seconds:
+  """Least seconds of a step.
+
+  Memory: matrices three times per part, activations and the state once in and
+  once out. Links: per part, matrices gathered twice, rows of tables that are
+  split summed and their gradients gathered, and gradients summed.
+  """
+  parts, shape = config.accumulate, mesh.shape
+  # bf16 copies of what a device multiplies with; gradients are float32.
+  whole = sum(leaf.size for leaf in _matrices(params)) / shape['tensor']
+  state = memory.parameters + memory.moments + memory.gradients * parts
+  moved = 2 * state + parts * (3 * 2 * whole + 2 * memory.activations)
+  fsdp, data = shape['fsdp'], shape['data']
+  gathered = (fsdp - 1) / fsdp * whole * (2 * 2 + 4)
+  # The devices of an fsdp group look up the rows of all its bytes.
+  tokens = config.batch_size * config.row_length / parts / data
+  looked_up = 3 * (fsdp - 1) / fsdp * tokens * 4 * _table_widths(params)
+  summed = 2 * (data - 1) / data * memory.parameters
+  return Seconds(
+    flops / chip.flops,
+    moved / chip.bandwidth,
+    parts * (gathered + looked_up + summed) / chip.link,
+  )
+
+
+def _sizes_by_part(params: Any) -> dict[str, int]:
+  """Numbers of each part; numbered layers are one, `model` is many."""
+  sizes: dict[str, int] = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    names = sharding.name(path).split('/')
+    name = names[1] if names[0] == 'model' else names[0]
+    name = re.sub(r'_\d+$', '', name)
+    sizes[name] = sizes.get(name, 0) + leaf.size
+  return sizes
+
+
+def _memory_line(found: Estimate, chip: str) -> str:
+  memory, room = found.memory, CHIPS[chip].memory
+  line = f'{_sum(memory._asdict(), "B")} of {_short(room)}B'
+  if memory.total <= room:
+    return line
+  rest = memory.total - memory.activations
+  per_row = memory.activations / found.rows
+  fits = [
+    rows
+    for rows in range(1, found.rows)
+    if found.rows % rows == 0 and rest + rows * per_row <= room
+  ]
+  way = 'raise mesh.fsdp'
+  if fits:
+    way = f'multiply accumulate by {found.rows // fits[-1]}'
+  return f'{line}: DOES NOT FIT; {way}'
+
+
+def _forward_line(parts: dict[str, float]) -> str:
+  entropy = parts.get('entropy', 0.0)
+  more = (
+    f'; entropy model {_short(entropy)}, once per corpus' if entropy else ''
+  )
+  return _sum({n: v for n, v in parts.items() if v and n != 'entropy'}) + more
+
+
+def _sum(parts: dict[str, float], unit: str = '') -> str:
+  inner = ', '.join(f'{n} {_short(v)}{unit}' for n, v in parts.items())
+  return f'{_short(sum(parts.values()))}{unit} ({inner})'
+
+
+def _short(value: float) -> str:
+  """Three digits and a decimal prefix."""
+  for power, prefix in ((15, 'P'), (12, 'T'), (9, 'G'), (6, 'M'), (3, 'k')):
+    if abs(value) >= 10**power:
+      return f'{value / 10**power:.3g}{prefix}'
+  return f'{value:.3g}'
