@@ -6,22 +6,23 @@ import sys
 from collections.abc import Iterable, Sequence
 
 import jax
-from absl import app
 from absl import flags
 
+from bench import byte_latent
 from bench import decoding
 from bench import peaks
 from bench import shapes
 from bench import training
+from configs import base
 from configs import command
 from training import host
 
-_PARTS = ('training', 'decoding')
+_PARTS = ('training', 'decoding', 'byte_latent')
 _ONLY = flags.DEFINE_list('only', list(_PARTS), 'What to measure.')
 flags.register_validator(
   'only',
   lambda names: set(names) <= set(_PARTS),
-  message=f'takes {" and ".join(_PARTS)}, joined by commas',
+  message=f'takes some of {", ".join(_PARTS)}, joined by commas',
 )
 _ROUNDS = flags.DEFINE_integer('rounds', 7, 'Timed rounds.', lower_bound=1)
 _QUICK = flags.DEFINE_bool('quick', False, 'Tiny shapes, to see it run.')
@@ -71,6 +72,22 @@ def _report() -> None:
       ' and the cache from memory once per step.\n'
     )
     _table(decoding.rows(cases[:2], _ROUNDS.value, new_bytes, memory))
+  if 'byte_latent' in _ONLY.value:
+    _byte_latent(quick, flops, memory)
+
+
+def _byte_latent(quick: bool, flops: float, memory: float) -> None:
+  model = base.load('configs/blt_bench.py').model
+  both = byte_latent.pair(byte_latent.shrunk(model) if quick else model)
+  training = byte_latent.QUICK_TRAINING if quick else byte_latent.TRAINING
+  decoding = byte_latent.QUICK_DECODING if quick else byte_latent.DECODING
+  print(
+    'Byte latent transformer of configs/blt_bench.py, the same weights in both'
+    ' libraries.\ntransformers makes a byte by a forward pass over all so far;'
+    ' of 1024 such passes\nevery 64th is timed.\n'
+  )
+  _table(byte_latent.training_rows(both, training, _ROUNDS.value, flops))
+  _table(byte_latent.decoding_rows(both, decoding, _ROUNDS.value, memory))
 
 
 def _table(rows: Iterable[dict[str, object]]) -> None:
@@ -94,4 +111,4 @@ def _processor() -> str:
 
 
 if __name__ == '__main__':
-  app.run(main, argv=sys.argv)
+  command.run(main)

@@ -36,7 +36,7 @@ def interleaved(candidates: dict[str, Run], rounds: int) -> dict[str, list]:
   seconds: dict[str, list[float]] = {name: [] for name in candidates}
   for _ in range(rounds):
     for name, run in candidates.items():
-      seconds[name].append(_clock(run))
+      seconds[name].append(clock(run))
   return seconds
 
 
@@ -53,7 +53,7 @@ def tuned(
   def measure(setting: Any) -> float:
     run = build(setting)
     run()
-    return min(_clock(run), _clock(run))
+    return min(clock(run), clock(run))
 
   least = measure(setting)
   for field, values in choices.items():
@@ -64,7 +64,14 @@ def tuned(
   return setting
 
 
-def _clock(run: Run) -> float:
+def clock_once(run: Run) -> float:
+  """Seconds of one run."""
+  began = time.perf_counter()
+  run()
+  return time.perf_counter() - began
+
+
+def clock(run: Run) -> float:
   """Seconds of one run, the mean of as many as fill the time."""
   began, runs = time.perf_counter(), 0
   while not runs or time.perf_counter() - began < _SECONDS:

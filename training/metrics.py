@@ -19,13 +19,14 @@ _NAME = 'metrics.jsonl'
 
 
 class Writer:
-  """Appends one JSON object per step to `metrics.jsonl` on process 0.
+  """Appends one JSON object per `write` to `metrics.jsonl` on process 0.
 
   Lines of steps after `step`, the one training resumes from, are removed, and
-  so is a line that a kill cut short: each step stands in the file once. JSON
-  has no NaN or infinity; they are written as the strings "nan", "inf" and
-  "-inf", which `read` turns back into floats. With `tensorboard`, scalars also
-  go to TensorBoard event files in the same directory.
+  so is a line that a kill cut short, so nothing stands in the file twice; a
+  step that trains and evaluates has a line of each. JSON has no NaN or
+  infinity; they are written as the strings "nan", "inf" and "-inf", which
+  `read` turns back into floats. With `tensorboard`, scalars also go to
+  TensorBoard event files in the same directory.
   """
 
   def __init__(

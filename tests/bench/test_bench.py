@@ -32,7 +32,7 @@ def run(capsys, monkeypatch):
 
 
 def test_the_quick_form_prints_every_row(run):
-  text = run()
+  text = run(only=['training', 'decoding'])
   rows = [line.split(' | ') for line in text.splitlines() if '| width' in line]
   assert [row[0].strip('| ') for row in rows] == [
     'width 16 x 1, 2 x 16 bytes',
@@ -46,6 +46,18 @@ def test_the_quick_form_prints_every_row(run):
   assert re.search(r'matmul \d+ GFLOP/s, memory \d+\.\d GB/s', text)
 
 
+def test_byte_latent_rows_compare_equal_models(run):
+  """`_check_greedy` is inside: the bytes made are transformers' best ones."""
+  text = run(only=['byte_latent'])
+  lines = [line for line in text.splitlines() if ' bytes | ' in line]
+  rows = [line.split(' | ') for line in lines]
+  assert [row[0].strip('| ') for row in rows] == [
+    '2 x 32 bytes',
+    '2 x (8 + 4) bytes',
+  ]
+  assert all(float(cell.split()[0]) > 0 for row in rows for cell in row[2:4])
+
+
 def test_only_leaves_the_other_table_out(run, monkeypatch):
   monkeypatch.setattr(decoding, 'rows', lambda *_: iter([{'decoding': 'x'}]))
   text = run(only=['decoding'])
@@ -54,7 +66,7 @@ def test_only_leaves_the_other_table_out(run, monkeypatch):
 
 
 def test_unknown_part(run):
-  with pytest.raises(flags.IllegalFlagValueError, match='training and decod'):
+  with pytest.raises(flags.IllegalFlagValueError, match='training, decod'):
     run(only=['decode'])
 
 
