@@ -20,6 +20,7 @@ from configs import cluster
 from configs import command
 from configs import dry_run
 from configs import fitting
+from configs import patch_check
 from configs import stored
 from data import pipeline
 from data import text
@@ -124,6 +125,7 @@ def train(
         state, start = jax.jit(init, out_shardings=shardings)(), 0
         params = _begin(config, state.params, job.train)
         state = state._replace(params=params)
+        patch_check.check(config, params, job.train)
       else:
         _check_corpus(job, restored.extra, workdir)
         state, start = restored.state, restored.extra['batches']

@@ -20,14 +20,16 @@ from training import metrics
 STACK = stacks.Stack(width=16, layers=1, heads=2, hidden=16)
 
 
-def patched_model(entropy):
+def patched_model(entropy, threshold=0.9):
   return patched.Patched(
     entropy,
     byte_latent.ByteLatent(
       encoder=STACK,
       latent=STACK.copy(width=32),
       decoder=STACK,
-      patching=patching.Patching(patching.Entropy(0.9), max_length=4),
+      patching=patching.Patching(
+        patching.Entropy(threshold), max_length=4
+      ),
       reserve=1.0,
     ),
   )
@@ -45,9 +47,9 @@ def entropy_run(texts, tmp_path_factory):
   return workdir
 
 
-def config_of(texts, entropy, source):
+def config_of(texts, entropy, source, **rule):
   config = tiny_runs.make_config(
-    texts, model=patched_model(entropy), initial=(source,)
+    texts, model=patched_model(entropy, **rule), initial=(source,)
   )
   optimizer = dataclasses.replace(config.optimizer, frozen=('^entropy/',))
   return dataclasses.replace(config, optimizer=optimizer)
@@ -79,10 +81,17 @@ def test_entropies_of_another_run_are_stored_and_frozen(
   assert len(np.load(stored)) == len(corpus.bytes) + 2 * len(corpus)
 
 
-def test_n_grams_are_fitted_to_the_train_split(texts, tmp_path):
+def test_n_grams_are_fitted_to_the_train_split(texts, tmp_path, caplog):
   entropy = ngram_entropy.NgramEntropy(sizes=(1, 2), rows=512)
-  config = config_of(texts, entropy, initial.FitNgramEntropy())
-  train.train(config, str(tmp_path))
+  config = config_of(
+    texts, entropy, initial.FitNgramEntropy(), threshold=99.0
+  )
+  with caplog.at_level('WARNING', 'absl'):
+    train.train(config, str(tmp_path))
+  # No patch ends before it is cut at four bytes, and it says so once.
+  said = [record.getMessage() for record in caplog.records]
+  (warning,) = [text for text in said if 'threshold=99' in text]
+  assert 'model.model.patching.rule.threshold' in warning
   tables = restore.restore(tmp_path).params['entropy']
   # Ten letters, the space and the begin mark; a word's last letter is followed
   # by a space, and each word begins with one of four.

@@ -59,7 +59,13 @@ def write(path: pathlib.Path, manifest: dict[str, Any]) -> None:
 
 
 def write_file(path: pathlib.Path, text: str) -> None:
-  """Writes or replaces a file, wholly or not at all, and durably."""
+  """Writes or replaces a file, wholly or not at all, and durably.
+
+  A device or pipe, as /dev/null, is written to and stays what it is.
+  """
+  if path.exists() and not path.is_file():
+    path.write_text(text)
+    return
   temporary = path.with_name(path.name + '.tmp')
   try:
     with open(temporary, 'w') as file:

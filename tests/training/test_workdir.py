@@ -1,11 +1,13 @@
 import json
 import os
 import pathlib
+import stat
 import subprocess
 import sys
 
 import pytest
 
+from training import manifest
 from training import workdir
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -56,3 +58,15 @@ def test_config_file(tmp_path: pathlib.Path) -> None:
   (run / 'config.json').write_text(json.dumps(CONFIG)[:-3])
   with pytest.raises(ValueError, match=r'config\.json is not valid JSON'):
     workdir.read_config(run)
+
+
+def test_a_pipe_is_written_to_and_stays(tmp_path):
+  """A rename would put a file in the place of /dev/null for everybody."""
+  pipe = tmp_path / 'pipe'
+  os.mkfifo(pipe)
+  reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+  manifest.write_file(pipe, 'text')
+  assert os.read(reader, 9) == b'text'
+  os.close(reader)
+  assert stat.S_ISFIFO(pipe.stat().st_mode)
+  assert [path.name for path in tmp_path.iterdir()] == ['pipe']
