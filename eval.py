@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from configs import base
 from configs import cluster
 from configs import command
 from configs import restore
@@ -64,10 +65,13 @@ def evaluate(directory: str, step: int | None, split: str) -> dict[str, Any]:
   for evaluator in config.evals:
     began = time.monotonic()
     found = evaluator.run(apply, run.params, documents)
-    found['seconds'] = time.monotonic() - began
+    spent = report.get(f'eval/{split}/seconds', 0.0)
+    found['seconds'] = spent + time.monotonic() - began
     report |= {f'eval/{split}/{name}': x for name, x in found.items()}
-    settings = vars(evaluator)
-    report |= {f'eval/{split}/{name}': x for name, x in settings.items()}
+    settings = base.to_json(evaluator)['fields']
+    for name, x in settings.items():
+      # That of the first evaluator stays where two have the same.
+      report.setdefault(f'eval/{split}/{name}', x)
   compared = references.references(
     np.asarray(documents.bytes), np.asarray(config.data.open('train').bytes)
   )

@@ -20,6 +20,7 @@ from configs import restore
 from data import codec
 from samplers import chain
 from samplers import loop
+from samplers import stop_strings
 
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'Run directory.')
 _PROMPT = flags.DEFINE_multi_string(
@@ -36,6 +37,10 @@ _SAMPLER = flags.DEFINE_string(
   'sampler', None, "As 'temperature(0.8)|top_p(0.95)'; or else the run's."
 )
 
+_STOP = flags.DEFINE_multi_string(
+  'stop', [], 'Text that ends a sample and is not shown; may be repeated.'
+)
+
 # Bytes between two prints: small enough to feel live, large enough to be fast.
 _CHUNK = 16
 
@@ -48,6 +53,7 @@ class Job(NamedTuple):
   sampler: chain.Chain
   codec: codec.Codec
   prompts: list[bytes]
+  stops: stop_strings.StopStrings
 
 
 def prepare() -> Job:
@@ -60,6 +66,9 @@ def prepare() -> Job:
   sampler = _SAMPLER.value and chain.parse(_SAMPLER.value)
   # Command-line bytes that are no UTF-8 arrive as surrogates.
   prompts = [p.encode('utf-8', 'surrogateescape') for p in _PROMPT.value]
+  stops = stop_strings.StopStrings(
+    tuple(s.encode('utf-8', 'surrogateescape') for s in _STOP.value)
+  )
   config, params, _ = restore.restore(_CHECKPOINT.value)
   window = config.model.max_length
   name = config.data.codec
@@ -72,7 +81,8 @@ def prepare() -> Job:
       f"--num_bytes={_NUM_BYTES.value} exceed the model's window of {window}; "
       f'{way_out}'
     )
-  return Job(config.model, params, sampler or config.sampler, name, prompts)
+  sampler = sampler or config.sampler
+  return Job(config.model, params, sampler, name, prompts, stops)
 
 
 def start(job: Job, step: loop.Step) -> loop.State:
@@ -91,7 +101,14 @@ def start(job: Job, step: loop.Step) -> loop.State:
   cache = job.model.init_cache(count * len(ids), length)
   ids_BT, lengths = np.repeat(ids_BT, count, axis=0), np.repeat(lengths, count)
   return loop.prefill(
-    step, job.params, cache, ids_BT, lengths, keys, capacity=_NUM_BYTES.value
+    step,
+    job.params,
+    cache,
+    ids_BT,
+    lengths,
+    keys,
+    capacity=_NUM_BYTES.value,
+    sampler=job.sampler,
   )
 
 
@@ -113,11 +130,20 @@ def write(job: Job) -> None:
   # An id may stand for several bytes, so there may be enough before the end.
   while not np.all(state.done_B) and min(map(len, texts)) < _NUM_BYTES.value:
     state = decode(state, job.sampler)
+    loop.check(state)
     texts = made(job, state)
-    show(text.decode(texts[0][shown:]))
-    shown = len(texts[0])
+    cuts = [job.stops.cut(t) for t in texts]
+    stopped_B = np.array([cut.is_stopped for cut in cuts])
+    texts = [
+      t[: c.length] if c.is_stopped else t
+      for t, c in zip(texts, cuts, strict=True)
+    ]
+    state = state._replace(done_B=state.done_B | stopped_B)
+    # What may begin a stop string waits; the end shows it.
+    show(text.decode(texts[0][shown : cuts[0].length]))
+    shown = cuts[0].length
     progress.append((time.perf_counter(), sum(map(len, texts))))
-  show(text.decode(b'', final=True) + '\n')
+  show(text.decode(texts[0][shown:], final=True) + '\n')
   for row in range(1, len(texts)):
     whole = job.prompts[row // _NUM_SAMPLES.value] + texts[row]
     show(header(job, row) + whole.decode('utf-8', 'replace') + '\n')

@@ -11,13 +11,14 @@ from absl import flags
 from bench import byte_latent
 from bench import decoding
 from bench import peaks
+from bench import samplers
 from bench import shapes
 from bench import training
 from configs import base
 from configs import command
 from training import host
 
-_PARTS = ('training', 'decoding', 'byte_latent')
+_PARTS = ('training', 'decoding', 'byte_latent', 'samplers')
 _ONLY = flags.DEFINE_list('only', list(_PARTS), 'What to measure.')
 flags.register_validator(
   'only',
@@ -74,6 +75,16 @@ def _report() -> None:
     _table(decoding.rows(cases[:2], _ROUNDS.value, new_bytes, memory))
   if 'byte_latent' in _ONLY.value:
     _byte_latent(quick, flops, memory)
+  if 'samplers' in _ONLY.value:
+    print(
+      f'Sampling rules on {samplers.BATCH} rows; the whole chain is'
+      f' {samplers.CHAIN.replace("|", ", ")}.\nPyTorch with the threads that'
+      ' suit it best.\n'
+    )
+    sizes = (300,) if quick else (32000, 128256)
+    _table(samplers.rows(sizes, _ROUNDS.value, memory))
+    new_bytes = 8 if quick else 64
+    _table(samplers.overhead(cases[:2], _ROUNDS.value, new_bytes))
 
 
 def _byte_latent(quick: bool, flops: float, memory: float) -> None:

@@ -1,4 +1,5 @@
 """Sampling rules, their chain and the jitted decode loop; knows no model.
 
-Axes letters as in `models`, plus N, the generated tokens of one row.
+Axes letters as in `models`, plus N, the generated tokens of one row; L, all its
+tokens, the prompt included; M, a few of many; G blocks of the vocabulary.
 """

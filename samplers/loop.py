@@ -3,7 +3,9 @@
 A step is a hashable `step(params, ids_BT, documents_BT, cache)` that appends
 the new tokens to the cache and returns `(logits_BTV, cache)`. Tokens whose
 document is 0 are padding: it must not store them, and their logits are unused.
-A sampler is a pytree with `sampler(keys_B, logits_BV) -> token_B`.
+A sampler is a pytree with `sampler(keys_B, logits_BV) -> token_B`. One that
+remembers its rows has, instead, `init(prompt) -> memory`, for prefill to call,
+and `step(keys_B, logits_BV, memory, active_B) -> (token_B, memory)`.
 """
 
 import functools
@@ -12,9 +14,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from samplers import history
 
 Step = Callable[[Any, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]
-Sampler = Callable[[jax.Array, jax.Array], jax.Array]
+# See the module.
+Sampler = Any
 
 
 class State(NamedTuple):
@@ -26,6 +32,8 @@ class State(NamedTuple):
   logits_BV: jax.Array  # float32, of the token to draw next
   done_B: jax.Array  # True after a stop id or when ids_BN is full
   keys_B: jax.Array
+  failed_B: jax.Array  # True where the logits were no law: the row is done
+  memory: Any = ()  # the sampler's
 
 
 @functools.partial(
@@ -42,6 +50,7 @@ def prefill(
   keys_B: jax.Array,
   *,
   capacity: int,
+  sampler: Sampler = None,
 ) -> State:
   """Reads prompts, padded on the right to T, of at least one token each.
 
@@ -53,12 +62,17 @@ def prefill(
     lengths_B: Their lengths, 1 to T.
     keys_B: Typed keys; generated token n of a row uses fold_in(key, n).
     capacity: Tokens that can be generated per row, N.
+    sampler: The one to decode with, needed if it remembers its rows.
   """
   batch_size, prompt_length = ids_BT.shape
   real_BT = jnp.arange(prompt_length)[None] < lengths_B[:, None]
   logits_BTV, cache = step(params, ids_BT, real_BT.astype(jnp.int32), cache)
   last_B11 = (lengths_B - 1)[:, None, None]
   logits_BV = jnp.take_along_axis(logits_BTV, last_B11, axis=1)[:, 0]
+  memory = ()
+  if hasattr(sampler, 'init'):
+    num_ids = logits_BV.shape[1]
+    memory = sampler.init(history.Prompt(ids_BT, lengths_B, capacity, num_ids))
   return State(
     cache=cache,
     ids_BN=jnp.zeros((batch_size, capacity), jnp.int32),
@@ -66,6 +80,8 @@ def prefill(
     logits_BV=logits_BV.astype(jnp.float32),
     done_B=jnp.full(batch_size, capacity == 0),
     keys_B=keys_B,
+    failed_B=jnp.zeros(batch_size, bool),
+    memory=memory,
   )
 
 
@@ -84,7 +100,8 @@ def decode(
   """Generates up to num_steps more tokens per row; donates the state.
 
   Ends early once every row is done. Done rows are left as they are. Splitting
-  the steps over several calls gives the same tokens.
+  the steps over several calls gives the same tokens. A row whose logits are
+  NaN, +inf or all -inf is done without a token; `check` says which.
   """
 
   def unfinished(carry: tuple[jax.Array, State]) -> jax.Array:
@@ -112,11 +129,33 @@ def generate(
 ) -> State:
   """Prefill and decode in one call; `ids_BN` and `length_B` are the result."""
   state = prefill(
-    step, params, cache, ids_BT, lengths_B, keys_B, capacity=num_tokens
+    step,
+    params,
+    cache,
+    ids_BT,
+    lengths_B,
+    keys_B,
+    capacity=num_tokens,
+    sampler=sampler,
   )
   return decode(
     step, params, state, sampler, num_steps=num_tokens, stop_ids=stop_ids
   )
+
+
+def check(state: State) -> None:
+  """ValueError that names the first row whose logits gave no law, if any."""
+  failed = np.flatnonzero(np.asarray(state.failed_B))
+  if failed.size:
+    row = failed[0]
+    largest = float(np.max(np.asarray(state.logits_BV[row])))
+    what = {np.inf: 'reach inf', -np.inf: 'are all -inf'}.get(
+      largest, 'are NaN'
+    )
+    raise ValueError(
+      f'row {row}: the logits after {int(state.length_B[row])} generated '
+      f'tokens {what}, which is no distribution; check the checkpoint'
+    )
 
 
 def _advance(
@@ -128,9 +167,17 @@ def _advance(
 ) -> State:
   """Draws one token for each row not done and feeds it to the step."""
   batch_size, capacity = state.ids_BN.shape
-  active_B = ~state.done_B
+  is_law_B = jnp.isfinite(jnp.max(state.logits_BV, axis=1))
+  failed_B = state.failed_B | (~state.done_B & ~is_law_B)
+  active_B = ~state.done_B & is_law_B
   draw_keys_B = jax.vmap(jax.random.fold_in)(state.keys_B, state.length_B)
-  token_B = sampler(draw_keys_B, state.logits_BV)
+  memory = state.memory
+  if hasattr(sampler, 'init'):
+    token_B, memory = sampler.step(
+      draw_keys_B, state.logits_BV, memory, active_B
+    )
+  else:
+    token_B = sampler(draw_keys_B, state.logits_BV)
   token_B = jnp.where(active_B, token_B, 0).astype(jnp.int32)
   # A done row writes the 0 that is there already, or beyond a full buffer.
   ids_BN = state.ids_BN.at[jnp.arange(batch_size), state.length_B].set(
@@ -149,6 +196,8 @@ def _advance(
     ids_BN=ids_BN,
     length_B=length_B,
     logits_BV=jnp.where(active_B[:, None], logits_BV, state.logits_BV),
-    done_B=state.done_B | stopped_B,
+    done_B=state.done_B | stopped_B | failed_B,
     keys_B=state.keys_B,
+    failed_B=failed_B,
+    memory=memory,
   )

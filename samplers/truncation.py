@@ -1,147 +1,221 @@
-"""Temperature, top-k and top-p: logits in, float32 logits out, -inf = dropped.
+"""Temperature and truncation: logits in, float32 logits out, -inf = dropped.
 
-A knob is a number or one value per row; being a pytree leaf, it never causes a
-recompilation. Thresholds are found without sorting the vocabulary: order is
-that of the bits of a float, so the threshold is built from its highest bit down
-(16 passes of two bits), exactly, and tied logits are kept together.
+Each rule renormalises over what the rules before it left, keeps tied logits
+together and never drops all. `min_keep` tokens stay whatever the rule says,
+with their ties; None, or 1, asks for no more than the rule keeps by itself.
 """
 
 import dataclasses
-import numbers
 
 import jax
 import jax.numpy as jnp
 
+from samplers import draw
+from samplers import knobs
+from samplers import threshold
+
 # Below this temperature a row is greedy: dividing by less overflows float32.
 GREEDY_BELOW = 1e-5
 
-_BITS_PER_PASS = 2
 
-
-@jax.tree_util.register_dataclass
+@knobs.register
 @dataclasses.dataclass(frozen=True)
 class Temperature:
   """Divides the logits; 1 changes nothing, 0 keeps only the (first) argmax."""
 
-  temperature: float | jax.Array = 1.0
+  temperature: knobs.Number = 1.0
 
   def __post_init__(self) -> None:
-    if isinstance(self.temperature, numbers.Real):
-      if not 0 <= self.temperature < float('inf'):
-        raise ValueError(
-          f'temperature={self.temperature} must be a finite number >= 0;'
-          ' 0 is greedy, 1 leaves the distribution as it is'
-        )
-      object.__setattr__(self, 'temperature', float(self.temperature))
+    knobs.settle(
+      self,
+      'temperature',
+      float,
+      'temperature',
+      'must be a finite number >= 0; 0 is greedy, 1 leaves the distribution'
+      ' as it is',
+      lambda t: (t >= 0) & (t < float('inf')),
+    )
 
   def __call__(self, logits_BV: jax.Array) -> jax.Array:
     logits_BV = logits_BV.astype(jnp.float32)
-    temperature_B1 = _column(self.temperature, jnp.float32)
+    temperature_B1 = knobs.column(self.temperature)
     greedy_B1 = temperature_B1 < GREEDY_BELOW
-    best_B1 = jnp.argmax(logits_BV, axis=-1, keepdims=True)
-    is_best_BV = jnp.arange(logits_BV.shape[-1])[None] == best_B1
-    return jnp.where(
-      greedy_B1,
-      jnp.where(is_best_BV, logits_BV, -jnp.inf),
-      logits_BV / jnp.where(greedy_B1, 1.0, temperature_B1),
+    divisor_B1 = jnp.where(greedy_B1, 1.0, temperature_B1)
+    max_B1 = jnp.max(logits_BV, axis=1, keepdims=True)
+    # Two huge logits must not become infinite and thereby equal.
+    overflows_B1 = jnp.isfinite(max_B1) & (max_B1 / divisor_B1 == jnp.inf)
+    shifted_BV = logits_BV - jnp.where(overflows_B1, max_B1, 0.0)
+    # The argmax is several times the cost of the division.
+    return jax.lax.cond(
+      jnp.any(greedy_B1),
+      lambda: jnp.where(
+        greedy_B1, _best_only(logits_BV), shifted_BV / divisor_B1
+      ),
+      lambda: shifted_BV / divisor_B1,
     )
 
 
-@jax.tree_util.register_dataclass
+@knobs.register
 @dataclasses.dataclass(frozen=True)
 class TopK:
   """Keeps the logits not below the k-th largest; 0 or >= V changes nothing."""
 
-  k: int | jax.Array = 0
+  k: knobs.Number = 0
+  min_keep: knobs.Number | None = None
 
   def __post_init__(self) -> None:
-    if isinstance(self.k, numbers.Real):
-      if self.k != self.k or self.k < 0 or self.k % 1:
-        raise ValueError(
-          f'top-k k={self.k} must be a whole number >= 0; 0 turns it off'
-        )
-      object.__setattr__(self, 'k', int(self.k))
+    knobs.settle(
+      self,
+      'k',
+      int,
+      'top-k k',
+      'must be a whole number >= 0; 0 turns it off',
+      lambda k: k >= 0,
+    )
+    settle_min_keep(self, 'top-k')
 
   def __call__(self, logits_BV: jax.Array) -> jax.Array:
     logits_BV = logits_BV.astype(jnp.float32)
-    k_B1 = _column(self.k, jnp.int32)
-    # The k-th largest is the largest value with at most V - k logits below it.
-    keep_BV = _drop_lowest(
-      logits_BV,
-      jnp.ones_like(logits_BV, jnp.int32),
-      logits_BV.shape[-1] - k_B1,
-    )
-    return jnp.where((k_B1 <= 0) | keep_BV, logits_BV, -jnp.inf)
+    k_B1 = knobs.column(self.k, jnp.int32)
+    is_off_B1 = (k_B1 <= 0) | (k_B1 >= logits_BV.shape[1])
+    if self.min_keep is not None:
+      k_B1 = jnp.maximum(k_B1, knobs.column(self.min_keep, jnp.int32))
+    # One is the quickest to find, for rows that do not use it.
+    keep_BV = threshold.largest(logits_BV, jnp.where(is_off_B1, 1, k_B1))
+    return jnp.where(is_off_B1 | keep_BV, logits_BV, -jnp.inf)
 
 
-@jax.tree_util.register_dataclass
+@knobs.register
 @dataclasses.dataclass(frozen=True)
 class TopP:
   """Keeps the fewest largest logits of mass >= p; 1 changes nothing.
 
   As in transformers, a token goes when it and all below it weigh <= 1 - p.
+  Holtzman et al. 2020, The Curious Case of Neural Text Degeneration.
   """
 
-  p: float | jax.Array = 1.0
+  p: knobs.Number = 1.0
+  min_keep: knobs.Number | None = None
 
   def __post_init__(self) -> None:
-    if isinstance(self.p, numbers.Real):
-      if not 0 < self.p <= 1:
-        raise ValueError(f'top-p p={self.p} must lie in (0, 1]; 1 turns it off')
-      object.__setattr__(self, 'p', float(self.p))
+    knobs.settle(
+      self,
+      'p',
+      float,
+      'top-p p',
+      'must lie in (0, 1]; 1 turns it off',
+      lambda p: (p > 0) & (p <= 1),
+    )
+    settle_min_keep(self, 'top-p')
 
   def __call__(self, logits_BV: jax.Array) -> jax.Array:
     logits_BV = logits_BV.astype(jnp.float32)
-    p_B1 = _column(self.p, jnp.float32)
-    max_B1 = jnp.max(logits_BV, axis=-1, keepdims=True)
-    # A row of nothing but -inf would otherwise turn into NaN.
-    weights_BV = jnp.exp(logits_BV - jnp.where(max_B1 == -jnp.inf, 0.0, max_B1))
-    total_B1 = jnp.sum(weights_BV, axis=-1, keepdims=True)
-    keep_BV = _drop_lowest(logits_BV, weights_BV, (1.0 - p_B1) * total_B1)
+    p_B1 = knobs.column(self.p)
+    weights_BV = draw.weigh(logits_BV)
+    total_B1 = jnp.sum(weights_BV, axis=1, keepdims=True)
     # 1 - p = 0 would still drop tokens whose weight underflowed.
-    return jnp.where((p_B1 >= 1.0) | keep_BV, logits_BV, -jnp.inf)
+    is_off_B1 = p_B1 >= 1.0
+    budget_B1 = jnp.where(is_off_B1, jnp.inf, (1.0 - p_B1) * total_B1)
+    keep_BV = threshold.drop_lowest(logits_BV, weights_BV, budget_B1)
+    keep_BV = with_best(keep_BV, logits_BV, self.min_keep)
+    return jnp.where(is_off_B1 | keep_BV, logits_BV, -jnp.inf)
 
 
-def _column(knob: float | jax.Array, dtype: jnp.dtype) -> jax.Array:
-  """A knob as [B, 1], or [1, 1] when it is one number for all rows."""
-  return jnp.reshape(jnp.asarray(knob, dtype), (-1, 1))
+@knobs.register
+@dataclasses.dataclass(frozen=True)
+class MinP:
+  """Keeps what is at least m times as probable as the best; 0 is off.
 
-
-def _drop_lowest(
-  logits_BV: jax.Array, weights_BV: jax.Array, budget_B1: jax.Array
-) -> jax.Array:
-  """True where kept after dropping, from below, tie groups within the budget.
-
-  The threshold is the largest value under which the weights sum to no more
-  than `budget_B1`. Sums of non-negative floats in one fixed order are monotone
-  in the set summed, so the bisection is well defined under rounding too. The
-  largest logit always stays.
+  Nguyen et al. 2025, Turning Up the Heat: Min-p Sampling.
   """
-  ordered_BV = _ordered(logits_BV)
-  digits_C = jnp.arange(1, 2**_BITS_PER_PASS, dtype=jnp.uint32)
 
-  def refine(step: jax.Array, threshold_B1: jax.Array) -> jax.Array:
-    shift = (32 - _BITS_PER_PASS * (step + 1)).astype(jnp.uint32)
-    candidates_BC = threshold_B1 + (digits_C << shift)[None]
-    below_BCV = ordered_BV[:, None, :] < candidates_BC[:, :, None]
-    sums_BC = jnp.sum(jnp.where(below_BCV, weights_BV[:, None, :], 0), axis=-1)
-    digit_B1 = jnp.sum(sums_BC <= budget_B1, axis=-1, keepdims=True)
-    return threshold_B1 + (digit_B1.astype(jnp.uint32) << shift)
+  m: knobs.Number = 0.0
+  min_keep: knobs.Number | None = None
 
-  threshold_B1 = jax.lax.fori_loop(
-    0,
-    32 // _BITS_PER_PASS,
-    refine,
-    jnp.zeros((logits_BV.shape[0], 1), jnp.uint32),
+  def __post_init__(self) -> None:
+    knobs.settle(
+      self,
+      'm',
+      float,
+      'min-p m',
+      'must lie in [0, 1]; 0 turns it off',
+      lambda m: (m >= 0) & (m <= 1),
+    )
+    settle_min_keep(self, 'min-p')
+
+  def __call__(self, logits_BV: jax.Array) -> jax.Array:
+    logits_BV = logits_BV.astype(jnp.float32)
+    max_B1 = jnp.max(logits_BV, axis=1, keepdims=True)
+    keep_BV = logits_BV >= max_B1 + jnp.log(knobs.column(self.m))
+    keep_BV = with_best(keep_BV, logits_BV, self.min_keep)
+    return jnp.where(keep_BV, logits_BV, -jnp.inf)
+
+
+@knobs.register
+@dataclasses.dataclass(frozen=True)
+class TopNSigma:
+  """Keeps logits within n standard deviations of the largest; 0 is off.
+
+  The deviation is the population's, over finite logits. A temperature before
+  it changes nothing. Tang et al. 2025, Top-n-sigma: Not All Logits Are You
+  Need.
+  """
+
+  n: knobs.Number = 0.0
+  min_keep: knobs.Number | None = None
+
+  def __post_init__(self) -> None:
+    knobs.settle(
+      self,
+      'n',
+      float,
+      'top-n-sigma n',
+      'must be a finite number >= 0; 0 turns it off',
+      lambda n: (n >= 0) & (n < float('inf')),
+    )
+    settle_min_keep(self, 'top-n-sigma')
+
+  def __call__(self, logits_BV: jax.Array) -> jax.Array:
+    logits_BV = logits_BV.astype(jnp.float32)
+    n_B1 = knobs.column(self.n)
+    finite_BV = logits_BV > -jnp.inf
+    max_B1 = jnp.max(logits_BV, axis=1, keepdims=True)
+    # Halved, and in units of the largest gap, so that nothing overflows.
+    gaps_BV = jnp.where(finite_BV, 0.5 * max_B1 - 0.5 * logits_BV, 0.0)
+    widest_B1 = jnp.max(gaps_BV, axis=1, keepdims=True)
+    gaps_BV /= jnp.where(widest_B1 > 0, widest_B1, 1.0)
+    count_B1 = jnp.maximum(jnp.sum(finite_BV, axis=1, keepdims=True), 1)
+    mean_B1 = jnp.sum(gaps_BV, axis=1, keepdims=True) / count_B1
+    squares_BV = jnp.where(finite_BV, jnp.square(gaps_BV - mean_B1), 0.0)
+    sigma_B1 = jnp.sqrt(jnp.sum(squares_BV, axis=1, keepdims=True) / count_B1)
+    keep_BV = with_best(gaps_BV <= n_B1 * sigma_B1, logits_BV, self.min_keep)
+    return jnp.where((n_B1 <= 0) | keep_BV, logits_BV, -jnp.inf)
+
+
+def settle_min_keep(rule: object, label: str) -> None:
+  knobs.settle(
+    rule,
+    'min_keep',
+    int,
+    f'{label} min_keep',
+    'must be a whole number >= 1; 1 keeps no more than the rule itself',
+    lambda m: m >= 1,
   )
-  largest_B1 = jnp.max(ordered_BV, axis=-1, keepdims=True)
-  return ordered_BV >= jnp.minimum(threshold_B1, largest_B1)
 
 
-def _ordered(values: jax.Array) -> jax.Array:
-  """Unsigned integers in the order of float32 values; -0 and 0 are equal."""
-  bits = jax.lax.bitcast_convert_type(
-    jnp.where(values == 0, 0.0, values), jnp.uint32
+def with_best(
+  keep_BV: jax.Array, values_BV: jax.Array, min_keep: knobs.Number | None
+) -> jax.Array:
+  """The kept set and the `min_keep` largest values, with their ties."""
+  if min_keep is None:
+    return keep_BV
+  return keep_BV | threshold.largest(
+    values_BV, knobs.column(min_keep, jnp.int32)
   )
-  sign = jnp.uint32(1 << 31)
-  return jnp.where(bits >= sign, ~bits, bits | sign)
+
+
+def _best_only(logits_BV: jax.Array) -> jax.Array:
+  """-inf everywhere but at the first largest logit."""
+  best_B1 = jnp.argmax(logits_BV, axis=1, keepdims=True)
+  is_best_BV = jnp.arange(logits_BV.shape[1])[None] == best_B1
+  return jnp.where(is_best_BV, logits_BV, -jnp.inf)

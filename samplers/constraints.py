@@ -1,0 +1,217 @@
+"""Constraints on single ids and on the length, to be applied first.
+
+`ids` are a tuple for all rows or an array [B, M] padded with -1. A constraint
+that would leave nothing leaves the best logit, with its ties.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from samplers import history
+from samplers import knobs
+
+
+@knobs.register
+@dataclasses.dataclass(frozen=True)
+class Bias:
+  """Adds a value to the logit of each id; -inf forbids it, 0 is off."""
+
+  ids: knobs.Ids = ()
+  values: tuple[float, ...] | jax.Array | np.ndarray = ()
+
+  def __post_init__(self) -> None:
+    knobs.settle_ids(self, 'ids', 'bias id')
+    knobs.settle(
+      self,
+      'values',
+      float,
+      'bias value',
+      'must be a number below inf; -inf forbids the id',
+      lambda values: values < float('inf'),
+    )
+    counts = [len(x) for x in (self.ids, self.values) if isinstance(x, tuple)]
+    if len(set(counts)) > 1:
+      raise ValueError(
+        f'bias has {counts[0]} ids and {counts[1]} values; give one value per'
+        ' id'
+      )
+
+  def __call__(self, logits_BV: jax.Array) -> jax.Array:
+    logits_BV = logits_BV.astype(jnp.float32)
+    bias_BV = knobs.spread(self.ids, self.values, *logits_BV.shape)
+    limit = float(jnp.finfo(jnp.float32).max)
+    # Sums of finite logits stay finite; -0 + 0 would be 0.
+    biased_BV = jnp.minimum(logits_BV + bias_BV, limit)
+    biased_BV = jnp.where(
+      bias_BV > -jnp.inf, jnp.maximum(biased_BV, -limit), -jnp.inf
+    )
+    is_same_BV = (bias_BV == 0) | (logits_BV == -jnp.inf)
+    return _not_empty(jnp.where(is_same_BV, logits_BV, biased_BV), logits_BV)
+
+
+@knobs.register
+@dataclasses.dataclass(frozen=True)
+class Allow:
+  """Keeps the listed ids only; a row without any keeps all."""
+
+  ids: knobs.Ids = ()
+
+  def __post_init__(self) -> None:
+    knobs.settle_ids(self, 'ids', 'allow id')
+
+  def __call__(self, logits_BV: jax.Array) -> jax.Array:
+    logits_BV = logits_BV.astype(jnp.float32)
+    allowed_BV = knobs.is_listed(self.ids, *logits_BV.shape)
+    allowed_BV |= ~jnp.any(allowed_BV, axis=1, keepdims=True)
+    kept_BV = jnp.where(allowed_BV, logits_BV, -jnp.inf)
+    return _not_empty(kept_BV, logits_BV)
+
+
+@knobs.register
+@dataclasses.dataclass(frozen=True)
+class Deny:
+  """Drops the listed ids, as those of padding; none changes nothing."""
+
+  ids: knobs.Ids = ()
+
+  def __post_init__(self) -> None:
+    knobs.settle_ids(self, 'ids', 'deny id')
+
+  def __call__(self, logits_BV: jax.Array) -> jax.Array:
+    logits_BV = logits_BV.astype(jnp.float32)
+    denied_BV = knobs.is_listed(self.ids, *logits_BV.shape)
+    kept_BV = jnp.where(denied_BV, -jnp.inf, logits_BV)
+    return _not_empty(kept_BV, logits_BV)
+
+
+@knobs.register
+@dataclasses.dataclass(frozen=True)
+class MinLength:
+  """Drops the ids that end a text while fewer tokens are drawn; 0 is off.
+
+  The memory is the number of tokens drawn, the prompt not counted.
+  """
+
+  length: knobs.Number = 0
+  ids: knobs.Ids = ()
+
+  def __post_init__(self) -> None:
+    _settle_length(self, 'min-length')
+    knobs.settle_ids(self, 'ids', 'min-length id')
+
+  def init(self, prompt: history.Prompt) -> jax.Array:
+    return jnp.zeros(prompt.lengths_B.shape, jnp.int32)
+
+  def __call__(self, logits_BV: jax.Array, memory: jax.Array) -> jax.Array:
+    logits_BV = logits_BV.astype(jnp.float32)
+    is_short_B1 = memory[:, None] < knobs.column(self.length, jnp.int32)
+    ends_BV = knobs.is_listed(self.ids, *logits_BV.shape)
+    kept_BV = jnp.where(is_short_B1 & ends_BV, -jnp.inf, logits_BV)
+    return _not_empty(kept_BV, logits_BV)
+
+  def update(self, memory: jax.Array, drawn: history.Drawn) -> jax.Array:
+    return memory + drawn.active_B.astype(jnp.int32)
+
+
+@knobs.register
+@dataclasses.dataclass(frozen=True)
+class MaxLength:
+  """Forces the id that ends a text as the token number `length`; 0 is off.
+
+  With it a row has `length` tokens at most, the end included.
+  """
+
+  length: knobs.Number = 0
+  end: knobs.Number = 0
+
+  def __post_init__(self) -> None:
+    _settle_length(self, 'max-length')
+    knobs.settle(
+      self,
+      'end',
+      int,
+      'max-length end',
+      'must be a whole number >= 0, the id of a token',
+      lambda end: end >= 0,
+    )
+
+  def init(self, prompt: history.Prompt) -> jax.Array:
+    return jnp.zeros(prompt.lengths_B.shape, jnp.int32)
+
+  def __call__(self, logits_BV: jax.Array, memory: jax.Array) -> jax.Array:
+    logits_BV = logits_BV.astype(jnp.float32)
+    length_B1 = knobs.column(self.length, jnp.int32)
+    is_last_B1 = (length_B1 > 0) & (memory[:, None] >= length_B1 - 1)
+    end_B1 = knobs.column(self.end, jnp.int32)
+    is_end_BV = jnp.arange(logits_BV.shape[1])[None] == end_B1
+    # Also where the end was dropped before.
+    only_BV = jnp.where(is_end_BV, 0.0, -jnp.inf)
+    return jnp.where(is_last_B1, only_BV, logits_BV)
+
+  def update(self, memory: jax.Array, drawn: history.Drawn) -> jax.Array:
+    return memory + drawn.active_B.astype(jnp.int32)
+
+
+def check(rules: tuple[Any, ...], num_ids: int | None = None) -> None:
+  """ValueError where rules contradict each other or name ids beyond V - 1."""
+  lengths, allowed, denied = {}, None, set()
+  for rule in rules:
+    if isinstance(rule, MinLength | MaxLength):
+      length = knobs.on_host(rule.length)
+      lengths[type(rule)] = None if length is None else np.asarray(length)
+    if isinstance(rule, Allow | Deny) and isinstance(rule.ids, tuple):
+      ids = set(knobs.on_host(rule.ids) or ()) - {-1}
+      if isinstance(rule, Deny):
+        denied |= ids
+      elif ids:
+        allowed = ids if allowed is None else allowed & ids
+    if num_ids is not None:
+      _check_ids(rule, num_ids)
+  least, most = lengths.get(MinLength), lengths.get(MaxLength)
+  # A text of `most` tokens has most - 1 and its end.
+  known = least is not None and most is not None
+  if known and np.any((most > 0) & (most <= least)):
+    raise ValueError(
+      f'min_length={least} contradicts max_length={most}, which the end is '
+      'part of; make the first one smaller'
+    )
+  left = allowed
+  if left is None and num_ids is not None:
+    left = set(range(num_ids))
+  if left is not None and not left - denied:
+    raise ValueError(
+      f'allow and deny leave no id of {sorted(left)[:5]}; drop one of them'
+    )
+
+
+def _check_ids(rule: Any, num_ids: int) -> None:
+  for field in ('ids', 'end', 'exempt', 'breakers'):
+    ids = knobs.on_host(getattr(rule, field, None))
+    if ids is not None and np.size(ids) and np.max(ids) >= num_ids:
+      raise ValueError(
+        f'{type(rule).__name__} {field} {int(np.max(ids))} is no id of a '
+        f'vocabulary of {num_ids}; take one below'
+      )
+
+
+def _settle_length(rule: MinLength | MaxLength, label: str) -> None:
+  knobs.settle(
+    rule,
+    'length',
+    int,
+    f'{label} length',
+    'must be a whole number of tokens >= 0; 0 turns it off',
+    lambda length: length >= 0,
+  )
+
+
+def _not_empty(kept_BV: jax.Array, logits_BV: jax.Array) -> jax.Array:
+  """The kept logits, or the best with its ties where none is left."""
+  is_empty_B1 = jnp.max(kept_BV, axis=1, keepdims=True) == -jnp.inf
+  max_B1 = jnp.max(logits_BV, axis=1, keepdims=True)
+  is_best_BV = logits_BV == max_B1
+  return jnp.where(is_empty_B1 & is_best_BV, logits_BV, kept_BV)
