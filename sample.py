@@ -4,7 +4,6 @@ python sample.py --checkpoint=runs/demo --prompt='def read(' --num_bytes=400
 """
 
 import codecs
-import functools
 import os
 import sys
 import time
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
@@ -20,7 +20,9 @@ from configs import restore
 from data import codec
 from samplers import chain
 from samplers import loop
+from samplers import parallel
 from samplers import stop_strings
+from training import host
 
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'Run directory.')
 _PROMPT = flags.DEFINE_multi_string(
@@ -85,8 +87,8 @@ def prepare() -> Job:
   return Job(config.model, params, sampler, name, prompts, stops)
 
 
-def start(job: Job, step: loop.Step) -> loop.State:
-  """Feeds every prompt, once per sample, and returns the first state."""
+def start(job: Job, step: loop.Step) -> tuple[parallel.Decoder, loop.State]:
+  """Feeds every prompt, once per sample; what goes on, and the first state."""
   count = _NUM_SAMPLES.value
   ids = [[codec.BOS, *job.codec.encode(prompt)] for prompt in job.prompts]
   lengths = np.array([len(row) for row in ids], np.int32)
@@ -98,18 +100,19 @@ def start(job: Job, step: loop.Step) -> loop.State:
   keys = fold(jax.random.key(_SEED.value), np.arange(len(ids)))
   keys = jax.vmap(fold, (0, None))(keys, np.arange(count)).reshape(-1)
   length = int(lengths.max()) + _NUM_BYTES.value
-  cache = job.model.init_cache(count * len(ids), length)
   ids_BT, lengths = np.repeat(ids_BT, count, axis=0), np.repeat(lengths, count)
-  return loop.prefill(
+  rows = (jnp.asarray(ids_BT), jnp.asarray(lengths), keys)
+  decoder = parallel.build(
     step,
     job.params,
-    cache,
-    ids_BT,
-    lengths,
-    keys,
+    lambda count: job.model.init_cache(count, length),
+    rows,
+    job.sampler,
     capacity=_NUM_BYTES.value,
-    sampler=job.sampler,
+    num_steps=_CHUNK,
+    stop_ids=(codec.EOS,),
   )
+  return decoder, decoder.start(rows)
 
 
 def write(job: Job) -> None:
@@ -120,16 +123,13 @@ def write(job: Job) -> None:
   ) -> tuple[jax.Array, Any]:
     return job.model.apply({'params': params}, ids_BT, documents_BT, cache)
 
-  decode = functools.partial(
-    loop.decode, step, job.params, num_steps=_CHUNK, stop_ids=(codec.EOS,)
-  )
-  state = start(job, step)
+  decoder, state = start(job, step)
   text = codecs.getincrementaldecoder('utf-8')('replace')
   show(header(job, 0) + text.decode(job.prompts[0]))
   shown, progress, texts = 0, [], [b'']
   # An id may stand for several bytes, so there may be enough before the end.
   while not np.all(state.done_B) and min(map(len, texts)) < _NUM_BYTES.value:
-    state = decode(state, job.sampler)
+    state = decoder.go_on(state)
     loop.check(state)
     texts = made(job, state)
     cuts = [job.stops.cut(t) for t in texts]
@@ -177,6 +177,7 @@ def show(text: str) -> None:
 def main(argv: Sequence[str]) -> None:
   del argv
   command.quiet()
+  host.use_cores()
   try:
     with command.explained('sample.py'):
       write(prepare())

@@ -37,6 +37,7 @@ def main(_: Sequence[str]) -> None:
     )
   command.quiet()
   host.keep_memory()
+  host.use_cores()
   jax.config.update('jax_platforms', 'cpu')
   _report()
 
@@ -47,11 +48,11 @@ def _report() -> None:
 
   quick = _QUICK.value
   cases = shapes.QUICK if quick else shapes.FULL
-  torch.set_num_threads(shapes.cores())
+  torch.set_num_threads(host.cores())
   flops = peaks.matmul_flops((256,) if quick else (512, 1024, 2048))
   memory = peaks.memory_bytes(2**20 if quick else 2**28)
   print(
-    f'{_processor()}, {shapes.cores()} cores; Python'
+    f'{_processor()}, {host.cores()} cores; Python'
     f' {platform.python_version()}, jax {jax.__version__}, torch'
     f' {torch.__version__}, transformers {transformers.__version__}\n'
     f'Peaks of this run: float32 matmul {flops / 1e9:.0f} GFLOP/s, memory'

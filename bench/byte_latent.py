@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from bench import shapes
 from bench import timing
 from data import codec
 from models import flops
@@ -28,7 +27,7 @@ from released import fields
 from released import layouts
 from released import tensor_files
 from samplers import chain
-from samplers import loop
+from samplers import parallel
 from training import host
 
 _PATCH_BYTES = 4.5
@@ -201,7 +200,7 @@ def _loud(path: Any, leaf: jax.Array) -> jax.Array:
 
 def _tuned(build: Any) -> int:
   """The number of threads that transformers is fastest with."""
-  choices = sorted({1, max(1, shapes.cores() // 2), shapes.cores()})
+  choices = sorted({1, max(1, host.cores() // 2), host.cores()})
   seconds = {}
   for threads in choices:
     run = build(threads)
@@ -276,23 +275,21 @@ def _our_generation(
   ) -> tuple[jax.Array, Any]:
     return model.apply({'params': params}, ids_BT, documents_BT, cache)
 
-  greedy = chain.parse('greedy')
-  keys_B = jax.random.split(jax.random.key(0), batch)
-
-  def run() -> np.ndarray:
-    state = loop.generate(
-      step,
-      both.params,
-      model.init_cache(batch, length + new),
-      jnp.asarray(prompt_BT, jnp.int32),
-      jnp.full((batch,), length, jnp.int32),
-      keys_B,
-      greedy,
-      num_tokens=new,
-    )
-    return np.asarray(state.ids_BN)
-
-  return run
+  rows = (
+    jnp.asarray(prompt_BT, jnp.int32),
+    jnp.full((batch,), length, jnp.int32),
+    jax.random.split(jax.random.key(0), batch),
+  )
+  decoder = parallel.build(
+    step,
+    both.params,
+    lambda count: model.init_cache(count, length + new),
+    rows,
+    chain.parse('greedy'),
+    capacity=new,
+    num_steps=new,
+  )
+  return lambda: np.asarray(decoder.go_on(decoder.start(rows)).ids_BN)
 
 
 def _their_generation(

@@ -12,7 +12,8 @@ import numpy as np
 from bench import shapes
 from bench import timing
 from samplers import chain
-from samplers import loop
+from samplers import parallel
+from training import host
 
 PROMPT = 64
 
@@ -53,10 +54,10 @@ def rows(
       _check_greedy(llamas['sdpa'], prompt_BT, decode())
       build = functools.partial(_generate, llamas, prompt_BT)
       setting = timing.tuned(
-        Setting('sdpa', shapes.cores()),
+        Setting('sdpa', host.cores()),
         {
           'attention': tuple(llamas),
-          'threads': (shapes.cores(), max(1, shapes.cores() // 2)),
+          'threads': (host.cores(), max(1, host.cores() // 2)),
         },
         functools.partial(build, max(1, new_bytes // 8), 'static'),
       )
@@ -98,23 +99,21 @@ def _our_decode(
   ) -> tuple[jax.Array, Any]:
     return model.apply({'params': params}, ids_BT, documents_BT, cache)
 
-  greedy = chain.parse('greedy')
-  keys_B = jax.random.split(jax.random.key(0), batch)
-
-  def run() -> np.ndarray:
-    state = loop.generate(
-      step,
-      params,
-      model.init_cache(batch, length + new_bytes),
-      jnp.asarray(prompt_BT, jnp.int32),
-      jnp.full((batch,), length, jnp.int32),
-      keys_B,
-      greedy,
-      num_tokens=new_bytes,
-    )
-    return np.asarray(state.ids_BN)
-
-  return run
+  rows = (
+    jnp.asarray(prompt_BT, jnp.int32),
+    jnp.full((batch,), length, jnp.int32),
+    jax.random.split(jax.random.key(0), batch),
+  )
+  decoder = parallel.build(
+    step,
+    params,
+    lambda count: model.init_cache(count, length + new_bytes),
+    rows,
+    chain.parse('greedy'),
+    capacity=new_bytes,
+    num_steps=new_bytes,
+  )
+  return lambda: np.asarray(decoder.go_on(decoder.start(rows)).ids_BN)
 
 
 def _generate(

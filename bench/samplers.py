@@ -20,6 +20,7 @@ from samplers import chain
 from samplers import history
 from samplers import knobs
 from samplers import loop
+from training import host
 
 BATCH = 8
 _PAST = 256  # tokens that came before, for the rules that remember
@@ -67,7 +68,7 @@ def rows(
           # The threads of PyTorch do not always pay.
           theirs = {
             threads: functools.partial(their_rules[name], threads)
-            for threads in sorted({1, shapes.cores()})
+            for threads in sorted({1, host.cores()})
           }
         seconds = timing.interleaved({'ours': ours, **theirs}, rounds)
         mine = timing.spread(seconds['ours']).median

@@ -1,6 +1,5 @@
 """The shapes that are compared, and the same Llama in both libraries."""
 
-import os
 from typing import Any, NamedTuple
 
 import jax
@@ -42,13 +41,6 @@ FULL = (
   Shape(512, 8, 8, 1408, 4, 512),
 )
 QUICK = (Shape(16, 1, 2, 32, 2, 16),)
-
-
-def cores() -> int:
-  """Processor cores that this process may use."""
-  if hasattr(os, 'sched_getaffinity'):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count()
 
 
 def ours(shape: Shape) -> tuple[lm.ByteLM, Any]:

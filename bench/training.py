@@ -38,7 +38,7 @@ def rows(
       4, 260, (shape.batch, shape.length)
     )
     build = functools.partial(_torch_step, shape, ids_BT)
-    cores = shapes.cores()
+    cores = host.cores()
     setting = timing.tuned(
       Setting('sdpa', 'fused', cores),
       {
