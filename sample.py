@@ -18,6 +18,7 @@ from absl import flags
 from configs import command
 from configs import restore
 from data import codec
+from models import forward
 from samplers import chain
 from samplers import loop
 from samplers import parallel
@@ -87,7 +88,7 @@ def prepare() -> Job:
   return Job(config.model, params, sampler, name, prompts, stops)
 
 
-def start(job: Job, step: loop.Step) -> tuple[parallel.Decoder, loop.State]:
+def start(job: Job) -> tuple[parallel.Decoder, loop.State]:
   """Feeds every prompt, once per sample; what goes on, and the first state."""
   count = _NUM_SAMPLES.value
   ids = [[codec.BOS, *job.codec.encode(prompt)] for prompt in job.prompts]
@@ -103,7 +104,7 @@ def start(job: Job, step: loop.Step) -> tuple[parallel.Decoder, loop.State]:
   ids_BT, lengths = np.repeat(ids_BT, count, axis=0), np.repeat(lengths, count)
   rows = (jnp.asarray(ids_BT), jnp.asarray(lengths), keys)
   decoder = parallel.build(
-    step,
+    forward.step(job.model),
     job.params,
     lambda count: job.model.init_cache(count, length),
     rows,
@@ -118,12 +119,7 @@ def start(job: Job, step: loop.Step) -> tuple[parallel.Decoder, loop.State]:
 def write(job: Job) -> None:
   """Streams the first sample, then prints the others and the speed."""
 
-  def step(
-    params: Any, ids_BT: jax.Array, documents_BT: jax.Array, cache: Any
-  ) -> tuple[jax.Array, Any]:
-    return job.model.apply({'params': params}, ids_BT, documents_BT, cache)
-
-  decoder, state = start(job, step)
+  decoder, state = start(job)
   text = codecs.getincrementaldecoder('utf-8')('replace')
   show(header(job, 0) + text.decode(job.prompts[0]))
   shown, progress, texts = 0, [], [b'']

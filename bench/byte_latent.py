@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from bench import decoding
 from bench import timing
 from data import codec
 from models import flops
@@ -26,8 +27,6 @@ from released import blt
 from released import fields
 from released import layouts
 from released import tensor_files
-from samplers import chain
-from samplers import parallel
 from training import host
 
 _PATCH_BYTES = 4.5
@@ -163,7 +162,9 @@ def decoding_rows(
   """
   for case in cases:
     prompt_BT = both.ids_N[: case.batch * case.prompt].reshape(case.batch, -1)
-    ours = _our_generation(both, prompt_BT, case.new)
+    ours = decoding.our_decode(
+      both.model, both.params, prompt_BT, case.new
+    )
     found_BN = ours()
     whole_BT = np.concatenate([prompt_BT, found_BN], axis=1)
     _check_greedy(both, whole_BT, case.prompt)
@@ -262,34 +263,6 @@ def _lengths(closes_BT: np.ndarray) -> np.ndarray:
   ]
   longest = max(map(len, rows))
   return np.array([row + [0] * (longest - len(row)) for row in rows])
-
-
-def _our_generation(
-  both: Pair, prompt_BT: np.ndarray, new: int
-) -> timing.Run:
-  batch, length = prompt_BT.shape
-  model = both.model
-
-  def step(
-    params: Any, ids_BT: jax.Array, documents_BT: jax.Array, cache: Any
-  ) -> tuple[jax.Array, Any]:
-    return model.apply({'params': params}, ids_BT, documents_BT, cache)
-
-  rows = (
-    jnp.asarray(prompt_BT, jnp.int32),
-    jnp.full((batch,), length, jnp.int32),
-    jax.random.split(jax.random.key(0), batch),
-  )
-  decoder = parallel.build(
-    step,
-    both.params,
-    lambda count: model.init_cache(count, length + new),
-    rows,
-    chain.parse('greedy'),
-    capacity=new,
-    num_steps=new,
-  )
-  return lambda: np.asarray(decoder.go_on(decoder.start(rows)).ids_BN)
 
 
 def _their_generation(

@@ -11,6 +11,7 @@ import numpy as np
 
 from bench import shapes
 from bench import timing
+from models import forward
 from samplers import chain
 from samplers import parallel
 from training import host
@@ -50,7 +51,7 @@ def rows(
     weights = sum(x.nbytes for x in jax.tree.leaves(params))
     for batch in (1, 8):
       prompt_BT = np.random.default_rng(0).integers(4, 260, (batch, PROMPT))
-      decode = _our_decode(model, params, prompt_BT, new_bytes)
+      decode = our_decode(model, params, prompt_BT, new_bytes)
       _check_greedy(llamas['sdpa'], prompt_BT, decode())
       build = functools.partial(_generate, llamas, prompt_BT)
       setting = timing.tuned(
@@ -89,23 +90,18 @@ def rows(
       }
 
 
-def _our_decode(
+def our_decode(
   model: Any, params: Any, prompt_BT: np.ndarray, new_bytes: int
 ) -> Callable[[], np.ndarray]:
+  """Greedy generation, prompt included, by `model`; it gives the new ids."""
   batch, length = prompt_BT.shape
-
-  def step(
-    params: Any, ids_BT: jax.Array, documents_BT: jax.Array, cache: Any
-  ) -> tuple[jax.Array, Any]:
-    return model.apply({'params': params}, ids_BT, documents_BT, cache)
-
   rows = (
     jnp.asarray(prompt_BT, jnp.int32),
     jnp.full((batch,), length, jnp.int32),
     jax.random.split(jax.random.key(0), batch),
   )
   decoder = parallel.build(
-    step,
+    forward.step(model),
     params,
     lambda count: model.init_cache(count, length + new_bytes),
     rows,

@@ -1,6 +1,5 @@
 """What a finished run is worth on the test split, and how fast it decodes."""
 
-import functools
 import math
 import pathlib
 import statistics
@@ -102,7 +101,7 @@ def decode_speed(
   prompt = documents[0][:_PROMPT_BYTES]
   ids = [codec.BOS, *documents.codec.encode(prompt)]
   count = max(round(new_bytes / documents.bytes_per_id), 1)
-  step = _step(model)
+  step = forward.step(model)
   speeds = []
   for number in range(rounds + 1):
     state = loop.prefill(
@@ -124,15 +123,3 @@ def decode_speed(
     made = documents.codec.decode(np.asarray(state.ids_BN)[0])
     speeds.append(len(made) / seconds)
   return statistics.median(speeds[1:])
-
-
-@functools.lru_cache
-def _step(model: Any) -> loop.Step:
-  """One function per model, so that its runs share what is compiled."""
-
-  def step(
-    params: Any, ids_BT: jax.Array, documents_BT: jax.Array, cache: Any
-  ) -> tuple[jax.Array, Any]:
-    return model.apply({'params': params}, ids_BT, documents_BT, cache)
-
-  return step

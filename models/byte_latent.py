@@ -341,7 +341,7 @@ class ByteLatent(nn.Module):
   ) -> tuple[Any, tuple[jax.Array, jax.Array]]:
     """Latent cache, and decoder keys and values of the patches just closed.
 
-    Runs at one of two sizes, so that a byte that closes no patch costs none.
+    Runs at one of two sizes, or not at all for a byte that closes no patch.
     """
     length = peak_BPD.shape[1] - 1
 
@@ -366,16 +366,24 @@ class ByteLatent(nn.Module):
         jnp.pad(jnp.stack(x), room) for x in zip(*pairs, strict=True)
       )
 
-    def skip(mdl: 'ByteLatent', latent: Any) -> tuple[Any, Any]:
-      # Of one byte, which goes on reading the last complete patch.
-      return latent, tuple(x[:, :, None] for x in cache.slots_YBMHK)
-
-    small = 0 if length == 1 else self.budget(length)
+    if length == 1:
+      # Of no or one round: a conditional would copy the caches every time.
+      return nn.while_loop(
+        lambda _, carry: carry[0],
+        lambda mdl, carry: (jnp.array(False), *run(1, mdl, carry[1])),
+        self,
+        (
+          jnp.any(new_B > 0),
+          cache.latent,
+          tuple(x[:, :, None] for x in cache.slots_YBMHK),
+        ),
+      )[1:]
+    small = self.budget(length)
     if small == length:
       return run(length, self, cache.latent)
     return nn.cond(
       jnp.max(new_B) <= small,
-      functools.partial(run, small) if small else skip,
+      functools.partial(run, small),
       functools.partial(run, length),
       self,
       cache.latent,

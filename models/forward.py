@@ -30,3 +30,17 @@ def pure(
     return model.apply({'params': params}, ids_BT, documents_BT, **extra)[0]
 
   return apply
+
+
+@functools.lru_cache
+def step(
+  model: nn.Module,
+) -> Callable[[Any, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]:
+  """(params, ids_BT, documents_BT, cache) -> (logits_BTV, cache), likewise."""
+
+  def apply(
+    params: Any, ids_BT: jax.Array, documents_BT: jax.Array, cache: Any
+  ) -> tuple[jax.Array, Any]:
+    return model.apply({'params': params}, ids_BT, documents_BT, cache)
+
+  return apply

@@ -91,7 +91,7 @@ def test_bytes_that_are_not_the_best_are_refused():
   model, params = shapes.ours(shape)
   llama = shapes.theirs(shape, params, 'eager').eval()
   prompt = np.full((1, 4), 5)
-  ids = decoding._our_decode(model, params, prompt, 3)()
+  ids = decoding.our_decode(model, params, prompt, 3)()
   decoding._check_greedy(llama, prompt, ids)
   with pytest.raises(ValueError, match='below the best'):
     decoding._check_greedy(llama, prompt, ids - 1)
