@@ -52,11 +52,16 @@ def build(
 ) -> Decoder:
   """A decoder for rows like these, on `devices_for` them.
 
+  A sampler whose knobs are arrays, as one per row, keeps to one device.
+
   init_cache: makes an empty cache for so many rows.
   rows: ids_BT, lengths_B and keys_B of `samplers.loop.prefill`.
   capacity: as for prefill; num_steps, stop_ids: as for decode.
   """
-  mesh = jax.sharding.Mesh(np.array(devices_for(len(rows[0]))), (_AXIS,))
+  devices = devices_for(len(rows[0]))
+  if any(np.ndim(knob) for knob in jax.tree.leaves(sampler)):
+    devices = devices[:1]  # One knob per row, which would have to be cut too.
+  mesh = jax.sharding.Mesh(np.array(devices), (_AXIS,))
 
   def start(params: Any, sampler: Any, rows: Rows) -> loop.State:
     cache = init_cache(len(rows[0]))

@@ -8,6 +8,7 @@ import pytest
 from samplers import chain
 from samplers import loop
 from samplers import parallel
+from samplers import truncation
 from tests.models import small_lm
 
 MODEL = small_lm.lm.ByteLM(**small_lm.SIZES, **small_lm.EXTRAS)
@@ -54,6 +55,23 @@ def test_rows_apart_are_rows_together(count, devices):
   np.testing.assert_array_equal(state.ids_BN, expected.ids_BN)
   np.testing.assert_array_equal(state.length_B, expected.length_B)
   assert np.all(state.done_B)
+
+
+def test_knobs_of_every_row_stay_with_their_rows():
+  """Half of the rows are greedy: cut or repeated knobs would move that."""
+  params, rows = small_lm.draw(MODEL), make_rows(4)
+  sampler = chain.Chain(
+    (truncation.Temperature(jnp.array([0.0, 3.0, 3.0, 0.0])),)
+  )
+  expected = loop.generate(
+    step, params, MODEL.init_cache(4, 12), *rows, sampler, num_tokens=5
+  )
+  decoder = parallel.build(
+    step, params, lambda count: MODEL.init_cache(count, 12), rows, sampler,
+    capacity=5, num_steps=5,
+  )  # fmt: skip
+  found = decoder.go_on(decoder.start(rows))
+  np.testing.assert_array_equal(found.ids_BN, expected.ids_BN)
 
 
 def test_a_cache_with_rows_on_its_second_axis():
