@@ -18,6 +18,7 @@ from configs import cluster
 from configs import command
 from configs import restore
 from data import text
+from evals import position_plot
 from evals import references
 from models import forward
 from training import manifest
@@ -28,6 +29,7 @@ _SPLIT = flags.DEFINE_enum('split', 'test', text.SPLITS, 'Split to score.')
 _OUT = flags.DEFINE_string(
   'out', None, 'Report file; default report.json in the run directory.'
 )
+_LAMBDA = flags.DEFINE_string('lambda', None, restore.LIMIT_HELP)
 _CLUSTER = cluster.define_flags()
 
 
@@ -41,16 +43,25 @@ def main(_: Sequence[str]) -> None:
       )
     cluster.join(_CLUSTER)
     out = pathlib.Path(_OUT.value or f'{_CHECKPOINT.value}/report.json')
-    report = evaluate(_CHECKPOINT.value, _STEP.value, _SPLIT.value)
+    report = evaluate(
+      _CHECKPOINT.value, _STEP.value, _SPLIT.value, _LAMBDA.value
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     manifest.write_file(out, json.dumps(report, indent=2) + '\n')
+    curve = position_plot.points(report)
+    if curve:
+      picture = out.with_suffix('.by_position.svg')
+      drawn = position_plot.draw({f'step {report["step"]}': curve})
+      manifest.write_file(picture, drawn)
   print(table(report, _SPLIT.value))
   print(f'report: {out}')
 
 
-def evaluate(directory: str, step: int | None, split: str) -> dict[str, Any]:
+def evaluate(
+  directory: str, step: int | None, split: str, limit: str | None = None
+) -> dict[str, Any]:
   """Every evaluator of the run's config, and references on the same bytes."""
-  run = restore.restore(directory, step=step)
+  run = restore.restore(directory, step=step, limit=limit)
   config = run.config
   config.data.prepare()
   documents = config.data.open(split)

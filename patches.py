@@ -172,7 +172,7 @@ def extent(scorer: Any, row_length: int) -> tuple[int, int]:
   """Ids measured at a time and those read before them, as configs.stored."""
   if not isinstance(scorer, patched.LMEntropy):
     return row_length, max(scorer.sizes)
-  windows = [mask.window for mask in scorer.lm.masks]
+  windows = [None if m.n_global else m.window for m in scorer.lm.masks]
   context = row_length if None in windows else max(windows)
   longest = scorer.lm.max_length
   if longest is not None:

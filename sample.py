@@ -1,10 +1,16 @@
 """Continues prompts with the model of a run, printing text as it is made.
 
 python sample.py --checkpoint=runs/demo --prompt='def read(' --num_bytes=400
+
+Other ways than drawing: --beams, --contrastive, --superposed; --draft draws
+faster.
 """
 
 import codecs
+import dataclasses
+import json
 import os
+import pathlib
 import sys
 import time
 from collections.abc import Sequence
@@ -16,13 +22,21 @@ import numpy as np
 from absl import flags
 
 from configs import command
+from configs import output_layer
 from configs import restore
 from data import codec
+from evals import trace_page
 from models import forward
+from samplers import bat
 from samplers import chain
-from samplers import loop
+from samplers import constraints
+from samplers import contrastive
+from samplers import engines
+from samplers import ngram_store
 from samplers import parallel
 from samplers import stop_strings
+from samplers import superposed
+from samplers import trace
 from training import host
 
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'Run directory.')
@@ -39,9 +53,45 @@ _SEED = flags.DEFINE_integer('seed', 0, 'Same seed, same text.')
 _SAMPLER = flags.DEFINE_string(
   'sampler', None, "As 'temperature(0.8)|top_p(0.95)'; or else the run's."
 )
-
 _STOP = flags.DEFINE_multi_string(
   'stop', [], 'Text that ends a sample and is not shown; may be repeated.'
+)
+_LAMBDA = flags.DEFINE_string('lambda', None, restore.LIMIT_HELP)
+_DRAFT = flags.DEFINE_string(
+  'draft', None, 'Run directory of a smaller model that drafts; same law.'
+)
+_DRAFT_TOKENS = flags.DEFINE_integer(
+  'draft_tokens', 4, 'Tokens per draft.', lower_bound=1
+)
+_BEAMS = flags.DEFINE_integer(
+  'beams', None, 'Beam search with so many; shows the num_samples best texts.'
+)
+_LENGTH_POWER = flags.DEFINE_float(
+  'length_power', 1.0, 'Of beams: log p over the length to this power.'
+)
+_CONTRASTIVE = flags.DEFINE_float(
+  'contrastive', None, 'Contrastive search with this alpha, as 0.6.'
+)
+_CANDIDATES = flags.DEFINE_integer(
+  'candidates', 5, 'Of contrastive search: tokens that are looked at.'
+)
+_SUPERPOSED = flags.DEFINE_integer(
+  'superposed', None, 'Superposed decoding with so many drafts, as 3.'
+)
+_NGRAMS = flags.DEFINE_string(
+  'ngrams',
+  None,
+  "Of --superposed: file of n-gram counts, made from the run's train split if"
+  ' it is not there.',
+)
+_RESET = flags.DEFINE_integer(
+  'reset', 10, 'Of --superposed: one draft goes on after so many; 0 is never.'
+)
+_TRACE = flags.DEFINE_string(
+  'trace',
+  None,
+  'JSON file for entropy, kept ids and probability per token;'
+  ' a page to look at is written beside it.',
 )
 
 # Bytes between two prints: small enough to feel live, large enough to be fast.
@@ -57,6 +107,8 @@ class Job(NamedTuple):
   codec: codec.Codec
   prompts: list[bytes]
   stops: stop_strings.StopStrings
+  draft: restore.Run | None
+  data: Any
 
 
 def prepare() -> Job:
@@ -66,31 +118,92 @@ def prepare() -> Job:
       '--checkpoint is missing; name a run directory, the --workdir of'
       ' train.py.'
     )
+  check_ways()
   sampler = _SAMPLER.value and chain.parse(_SAMPLER.value)
   # Command-line bytes that are no UTF-8 arrive as surrogates.
   prompts = [p.encode('utf-8', 'surrogateescape') for p in _PROMPT.value]
   stops = stop_strings.StopStrings(
     tuple(s.encode('utf-8', 'surrogateescape') for s in _STOP.value)
   )
-  config, params, _ = restore.restore(_CHECKPOINT.value)
-  window = config.model.max_length
+  config, params, _ = restore.restore(_CHECKPOINT.value, limit=_LAMBDA.value)
+  draft = _DRAFT.value and restore.restore(_DRAFT.value)
   name = config.data.codec
-  longest = max(len(name.encode(prompt)) for prompt in prompts)
-  if window is not None and 1 + longest + _NUM_BYTES.value > window:
-    room = window - 1 - longest
-    way_out = f'pass --num_bytes={room} or less' if room > 0 else 'shorten it'
+  if draft and draft.config.data.codec != name:
     raise ValueError(
-      f'--prompt of {longest} ids, its start mark and '
+      f'--draft={_DRAFT.value} has another vocabulary than --checkpoint='
+      f'{_CHECKPOINT.value}; train it on the same data.codec'
+    )
+  check_windows(
+    [config.model, *([draft.config.model] if draft else [])],
+    max(len(name.encode(prompt)) for prompt in prompts),
+  )
+  sampler = sampler or config.sampler
+  constraints.check(sampler.rules, name.vocabulary_size)
+  rules = bat.attach(
+    sampler.rules, lambda: output_layer.find(config.model, params)
+  )
+  sampler = dataclasses.replace(sampler, rules=rules)
+  return Job(
+    config.model, params, sampler, name, prompts, stops, draft, config.data
+  )
+
+
+def check_ways() -> None:
+  """ValueError for flags that contradict each other."""
+  ways = {
+    '--draft': _DRAFT.value,
+    '--beams': _BEAMS.value,
+    '--contrastive': _CONTRASTIVE.value,
+    '--superposed': _SUPERPOSED.value,
+  }
+  if _TRACE.value and pathlib.Path(_TRACE.value).suffix != '.json':
+    raise ValueError(
+      f'--trace={_TRACE.value} must end in .json; its page ends in .html'
+    )
+  given = [name for name, value in ways.items() if value is not None]
+  if len(given) > 1:
+    raise ValueError(f'{given[0]} and {given[1]} exclude each other; drop one')
+  if _DRAFT.value is None and given and _SAMPLER.value:
+    raise ValueError(f'{given[0]} draws nothing, so that --sampler has no use')
+  drafts = _SUPERPOSED.value
+  if drafts is not None:
+    if not _NGRAMS.value:
+      raise ValueError('--superposed needs --ngrams, a file of n-gram counts')
+    if not drafts >= _NUM_SAMPLES.value:
+      raise ValueError(
+        f'--superposed={drafts} must be at least --num_samples='
+        f'{_NUM_SAMPLES.value}, of which every one is a draft'
+      )
+  if _BEAMS.value is not None and _BEAMS.value < _NUM_SAMPLES.value:
+    raise ValueError(
+      f'--beams={_BEAMS.value} must be at least --num_samples='
+      f'{_NUM_SAMPLES.value}, of which every one is a beam'
+    )
+  if _CONTRASTIVE.value is not None:
+    contrastive.check(_CONTRASTIVE.value, _CANDIDATES.value)
+    if _NUM_SAMPLES.value > 1:
+      raise ValueError('--contrastive gives one text; drop --num_samples')
+
+
+def check_windows(models: Sequence[Any], longest: int) -> None:
+  """ValueError if a prompt of so many ids and the rest do not fit a model."""
+  drafted = _DRAFT_TOKENS.value + 1 if _DRAFT.value else 0
+  for model in models:
+    window = model.max_length
+    if window is None or 1 + longest + _NUM_BYTES.value + drafted <= window:
+      continue
+    room = window - 1 - longest - drafted
+    way_out = f'pass --num_bytes={room} or less' if room > 0 else 'shorten it'
+    extra = f', {drafted} drafted' if drafted else ''
+    raise ValueError(
+      f'--prompt of {longest} ids, its start mark{extra} and '
       f"--num_bytes={_NUM_BYTES.value} exceed the model's window of {window}; "
       f'{way_out}'
     )
-  sampler = sampler or config.sampler
-  return Job(config.model, params, sampler, name, prompts, stops)
 
 
-def start(job: Job) -> tuple[parallel.Decoder, loop.State]:
-  """Feeds every prompt, once per sample; what goes on, and the first state."""
-  count = _NUM_SAMPLES.value
+def read_prompts(job: Job, count: int) -> parallel.Rows:
+  """ids_BT, lengths_B and keys_B of every prompt, `count` times."""
   ids = [[codec.BOS, *job.codec.encode(prompt)] for prompt in job.prompts]
   lengths = np.array([len(row) for row in ids], np.int32)
   ids_BT = np.full((len(ids), lengths.max()), codec.PADDING, np.int32)
@@ -100,41 +213,95 @@ def start(job: Job) -> tuple[parallel.Decoder, loop.State]:
   fold = jax.vmap(jax.random.fold_in, (None, 0))
   keys = fold(jax.random.key(_SEED.value), np.arange(len(ids)))
   keys = jax.vmap(fold, (0, None))(keys, np.arange(count)).reshape(-1)
-  length = int(lengths.max()) + _NUM_BYTES.value
   ids_BT, lengths = np.repeat(ids_BT, count, axis=0), np.repeat(lengths, count)
-  rows = (jnp.asarray(ids_BT), jnp.asarray(lengths), keys)
-  decoder = parallel.build(
-    forward.step(job.model),
-    job.params,
-    lambda count: job.model.init_cache(count, length),
-    rows,
-    job.sampler,
-    capacity=_NUM_BYTES.value,
-    num_steps=_CHUNK,
-    stop_ids=(codec.EOS,),
+  return jnp.asarray(ids_BT), jnp.asarray(lengths), keys
+
+
+def start(job: Job) -> engines.Engine:
+  """Feeds every prompt, once per sample; what goes on."""
+  count = _NUM_SAMPLES.value
+  at_once = _BEAMS.value is not None or _SUPERPOSED.value is not None
+  rows = read_prompts(job, 1 if at_once else count)
+  plan = engines.Plan(rows, _NUM_BYTES.value, _CHUNK, (codec.EOS,))
+  source = read_model(job.model, job.params)
+  if job.draft is None and not is_search():
+    return engines.draws(source, plan, job.sampler)
+  source = read_model(unhurried(job.model), job.params)
+  if _BEAMS.value is not None:
+    return engines.beams(
+      source,
+      plan,
+      count=_BEAMS.value,
+      shown=count,
+      length_power=_LENGTH_POWER.value,
+    )
+  if _SUPERPOSED.value is not None:
+    rule = superposed.Superposed(
+      drafts=_SUPERPOSED.value, reset=_RESET.value or None
+    )
+    mixer = superposed.Mixer(*forward.mixing(job.model))
+    store = read_ngrams(job)
+    return engines.superposes(source, mixer, plan, store, rule, shown=count)
+  if _CONTRASTIVE.value is not None:
+    return engines.contrasts(
+      source._replace(step=forward.hidden_step(unhurried(job.model))),
+      plan,
+      alpha=_CONTRASTIVE.value,
+      candidates=_CANDIDATES.value,
+    )
+  draft = read_model(unhurried(job.draft.config.model), job.draft.params)
+  return engines.drafts(
+    source, draft, plan, job.sampler, draft_tokens=_DRAFT_TOKENS.value
   )
-  return decoder, decoder.start(rows)
+
+
+def is_search() -> bool:
+  """Is the text looked for, and nothing drawn?"""
+  ways = _BEAMS, _CONTRASTIVE, _SUPERPOSED
+  return any(flag.value is not None for flag in ways)
+
+
+def read_ngrams(job: Job) -> ngram_store.Store:
+  """The n-grams of --ngrams, counted first if there are none."""
+
+  def train() -> list[np.ndarray]:
+    job.data.prepare()
+    return [job.codec.encode(text) for text in job.data.open('train')]
+
+  size = job.codec.vocabulary_size
+  return ngram_store.load_or_build(_NGRAMS.value, size, train)
+
+
+def unhurried(model: Any) -> Any:
+  """The model with the logits of every step at once, if it is not like that."""
+  return model.clone(wait=1) if getattr(model, 'wait', 1) > 1 else model
+
+
+def read_model(model: Any, params: Any) -> engines.Source:
+  return engines.Source(forward.step(model), params, model.init_cache)
 
 
 def write(job: Job) -> None:
   """Streams the first sample, then prints the others and the speed."""
-
-  decoder, state = start(job)
+  engine = start(job)
+  state, seen = engine.state, engine.see(engine.state)
   text = codecs.getincrementaldecoder('utf-8')('replace')
   show(header(job, 0) + text.decode(job.prompts[0]))
   shown, progress, texts = 0, [], [b'']
   # An id may stand for several bytes, so there may be enough before the end.
-  while not np.all(state.done_B) and min(map(len, texts)) < _NUM_BYTES.value:
-    state = decoder.go_on(state)
-    loop.check(state)
-    texts = made(job, state)
+  while not np.all(seen.done_B) and min(map(len, texts)) < _NUM_BYTES.value:
+    state = engine.go_on(state)
+    seen = engine.see(state)
+    texts = made(job, seen)
     cuts = [job.stops.cut(t) for t in texts]
     stopped_B = np.array([cut.is_stopped for cut in cuts])
     texts = [
       t[: c.length] if c.is_stopped else t
       for t, c in zip(texts, cuts, strict=True)
     ]
-    state = state._replace(done_B=state.done_B | stopped_B)
+    if stopped_B.any():
+      state = engine.stop(state, stopped_B)
+      seen = engine.see(state)
     # What may begin a stop string waits; the end shows it.
     show(text.decode(texts[0][shown : cuts[0].length]))
     shown = cuts[0].length
@@ -148,12 +315,59 @@ def write(job: Job) -> None:
   if last > first:  # The first chunk is mostly compilation.
     speed = (last - first) / (last_time - first_time)
     line += f', {speed:.0f} bytes/s once compiled'
+  if job.draft is not None:
+    accepted, drafted = (
+      int(x.sum()) for x in (state.accepted_B, state.drafted_B)
+    )
+    line += f', {accepted / max(drafted, 1):.0%} of the drafted tokens accepted'
   print(line, file=sys.stderr)
+  if _TRACE.value:
+    write_trace(job, seen)
 
 
-def made(job: Job, state: loop.State) -> list[bytes]:
+def write_trace(job: Job, seen: engines.Seen) -> None:
+  """Writes the JSON file and the page of --trace."""
+  rows = read_prompts(job, _NUM_SAMPLES.value)
+  model = unhurried(job.model)
+  found = trace.replay(
+    forward.step(model),
+    job.params,
+    model.init_cache(len(rows[0]), int(rows[1].max()) + seen.ids_BN.shape[1]),
+    rows,
+    jnp.asarray(seen.ids_BN),
+    jnp.asarray(seen.length_B),
+    chain.Chain() if is_search() else job.sampler,
+  )
+  found, ids_BN = jax.tree.map(np.asarray, (found, seen.ids_BN))
+  samples = []
+  for row, length in enumerate(np.asarray(seen.length_B)):
+    prompt, sample = divmod(row, _NUM_SAMPLES.value)
+    steps = [
+      trace_page.Step(
+        int(ids_BN[row, n]),
+        job.codec.decode(ids_BN[row, n : n + 1]),
+        *(x_BN[row, n].item() for x_BN in found),
+      )
+      for n in range(length)
+    ]
+    name = f'prompt {prompt + 1}, sample {sample + 1}'
+    samples.append(trace_page.Sample(name, job.prompts[prompt], steps))
+  sampler = _SAMPLER.value or "the run's"
+  if is_search():
+    sampler = 'none: the text was searched for'
+  path = pathlib.Path(_TRACE.value)
+  page_path = path.with_suffix('.html')
+  path.parent.mkdir(parents=True, exist_ok=True)
+  found = trace_page.to_json(sampler, samples)
+  path.write_text(json.dumps(found, indent=1) + '\n', 'utf-8')
+  page = trace_page.page(f'Samples of {_CHECKPOINT.value}', sampler, samples)
+  page_path.write_text(page, 'ascii')
+  print(f'trace: {path}, {page_path}', file=sys.stderr)
+
+
+def made(job: Job, seen: engines.Seen) -> list[bytes]:
   """The bytes of every row so far, at most as many as were asked for."""
-  rows = zip(np.asarray(state.ids_BN), np.asarray(state.length_B), strict=True)
+  rows = zip(np.asarray(seen.ids_BN), np.asarray(seen.length_B), strict=True)
   texts = [job.codec.decode(ids_N[:length]) for ids_N, length in rows]
   return [text[: _NUM_BYTES.value] for text in texts]
 

@@ -1,6 +1,6 @@
 """Trains the model of a config file; run again to resume.
 
-  python train.py --config=configs/tiny.py --workdir=runs/tiny
+python train.py --config=configs/tiny.py --workdir=runs/tiny
 """
 
 import dataclasses
@@ -221,12 +221,11 @@ def _make_job(
   shardings: step_lib.TrainState,
 ) -> Job:
   """Opens the data and builds the jitted step."""
-  apply = forward.pure(config.model)
   step = jax.jit(
     functools.partial(
       step_lib.train_step,
       objective=config.objective,
-      apply=apply,
+      apply=forward.counted(config.model),
       optimizer=optimizer,
       accumulate=config.accumulate,
     ),
@@ -237,6 +236,7 @@ def _make_job(
   )
   train = config.data.open('train')
   documents = {'validation': config.data.open('validation')}
+  apply = forward.pure(config.model)
   return Job(config, mesh, train, documents, apply, step)
 
 

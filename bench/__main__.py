@@ -10,6 +10,7 @@ from absl import flags
 
 from bench import byte_latent
 from bench import decoding
+from bench import long
 from bench import peaks
 from bench import samplers
 from bench import shapes
@@ -18,7 +19,7 @@ from configs import base
 from configs import command
 from training import host
 
-_PARTS = ('training', 'decoding', 'byte_latent', 'samplers')
+_PARTS = ('training', 'decoding', 'byte_latent', 'samplers', 'long')
 _ONLY = flags.DEFINE_list('only', list(_PARTS), 'What to measure.')
 flags.register_validator(
   'only',
@@ -86,6 +87,24 @@ def _report() -> None:
     _table(samplers.rows(sizes, _ROUNDS.value, memory))
     new_bytes = 8 if quick else 64
     _table(samplers.overhead(cases[:2], _ROUNDS.value, new_bytes))
+  if 'long' in _ONLY.value:
+    _long(long.QUICK if quick else long.FULL)
+
+
+def _long(sizes: long.Sizes) -> None:
+  mask = sizes.mask
+  print(
+    f'{sizes.heads} heads of width {sizes.head_width} see the first'
+    f' {mask.n_global} and the last {mask.n_local} keys, or all of them:'
+    f' 128 rows of queries\nat a time (scanned, with remat), or all at once.'
+    ' Memory: temporaries of the compiled program.\n'
+  )
+  _table(long.prefill_rows(sizes, _ROUNDS.value))
+  print(
+    f'Greedy decoding of {sizes.new_bytes} bytes, width {sizes.model.width} x'
+    f' {sizes.model.layers}, batch 1.\n'
+  )
+  _table(long.decoding_rows(sizes, _ROUNDS.value))
 
 
 def _byte_latent(quick: bool, flops: float, memory: float) -> None:
@@ -100,6 +119,9 @@ def _byte_latent(quick: bool, flops: float, memory: float) -> None:
   )
   _table(byte_latent.training_rows(both, training, _ROUNDS.value, flops))
   _table(byte_latent.decoding_rows(both, decoding, _ROUNDS.value, memory))
+  case = max(decoding, key=lambda case: case.batch)
+  _table(byte_latent.waiting_rows(both, case, _ROUNDS.value))
+  _table(byte_latent.position_rows(both, 4 if quick else 256, 8, _ROUNDS.value))
 
 
 def _table(rows: Iterable[dict[str, object]]) -> None:

@@ -108,7 +108,7 @@ def define_flags(own: flags.FlagValues = flags.FLAGS) -> Flags:
     ),
     flags.DEFINE_float(
       'minutes',
-      0.9,
+      0.45,
       'Training of the smallest run at the speed of two cores.',
       lower_bound=1e-3,
       flag_values=own,

@@ -8,6 +8,7 @@ import argparse
 import functools
 import pathlib
 import tempfile
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -27,6 +28,8 @@ from released import blt
 from released import fields
 from released import layouts
 from released import tensor_files
+from samplers import chain
+from samplers import parallel
 from training import host
 
 _PATCH_BYTES = 4.5
@@ -188,6 +191,69 @@ def decoding_rows(
       'ours, ms per step': f'{1e3 * timing.spread(mine).median / case.new:.2f}',
       'memory floor, of our time': f'{floor / timing.spread(mine).median:.0%}',
       'PyTorch at its best': f'{threads} threads',
+    }
+
+
+def waiting_rows(
+  both: Pair, case: Case, rounds: int
+) -> Iterator[dict[str, object]]:
+  """Generation where rows wait for the latent transformer, by how many do."""
+  prompt_BT = both.ids_N[: case.batch * case.prompt].reshape(case.batch, -1)
+  each = case.batch // len(parallel.devices_for(case.batch))
+  runs = {
+    wait: decoding.our_decode(
+      both.model.clone(wait=wait), both.params, prompt_BT, case.new
+    )
+    for wait in range(1, each + 1)
+  }
+  expected_BN = runs[1]()
+  for wait, run in runs.items():
+    if not np.array_equal(run(), expected_BN):
+      raise ValueError(f'bench byte_latent: wait={wait} makes other bytes.')
+  seconds = timing.interleaved(runs, rounds)
+  for wait in runs:
+    yield {
+      f'{case}, {each} rows per device': f'wait={wait}',
+      'B/s': (
+        f'{case.batch * case.new / timing.spread(seconds[wait]).median:.0f}'
+      ),
+      'speed over wait=1': timing.ratio(seconds[1], seconds[wait]),
+    }
+
+
+def position_rows(
+  both: Pair, chunk: int, chunks: int, rounds: int
+) -> Iterator[dict[str, object]]:
+  """What a byte costs at the start of a long text and far beyond the window."""
+  model, prompt = both.model, 64
+  rows = (
+    jnp.asarray(both.ids_N[None, :prompt]),
+    jnp.full((1,), prompt, jnp.int32),
+    jax.random.split(jax.random.key(0), 1),
+  )
+  decoder = parallel.build(
+    forward.step(model),
+    both.params,
+    lambda count: model.init_cache(count, prompt + chunk * chunks),
+    rows,
+    chain.parse('greedy'),
+    capacity=chunk * chunks,
+    num_steps=chunk,
+  )
+  found: list[list[float]] = [[] for _ in range(chunks)]
+  for number in range(rounds + 1):
+    state = jax.block_until_ready(decoder.start(rows))
+    for place in range(chunks):
+      began = time.perf_counter()
+      state = jax.block_until_ready(decoder.go_on(state))
+      if number:  # The first round compiles.
+        found[place].append(time.perf_counter() - began)
+  for place, seconds in enumerate(found):
+    first = prompt + place * chunk
+    yield {
+      'batch 1, at byte': f'{first} to {first + chunk}',
+      'ms per byte': f'{1e3 * timing.spread(seconds).median / chunk:.2f}',
+      'over the first': timing.ratio(seconds, found[0]),
     }
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from bench import shapes
 from bench import timing
+from samplers import bat
 from samplers import chain
 from samplers import history
 from samplers import knobs
@@ -59,6 +60,8 @@ def rows(
       cases = {
         'whole chain and draw': (_our_draw(CHAIN, logits_BV), 1),
         'draw alone': (_our_draw('temperature(1)', logits_BV), 1),
+        'bat and draw': (_our_draw('bat(eta=3e-4)', logits_BV), 1),
+        'bat of top-p and draw': (_our_draw('bat(top_p=0.9)', logits_BV), 1),
       }
       for name, text in _RULES.items():
         cases[name] = (_our_rule(text, logits_BV), 2)
@@ -167,7 +170,12 @@ def _our_rule(text: str, logits_BV: np.ndarray) -> timing.Run:
 
 
 def _our_draw(text: str, logits_BV: np.ndarray) -> timing.Run:
-  sampler, logits_BV = chain.parse(text), jnp.array(logits_BV)
+  rng, size = np.random.default_rng(2), logits_BV.shape[1]
+  # Any output layer will do: as long as one of a model, and as wide as BAT.
+  rules = bat.attach(
+    chain.parse(text).rules, lambda: rng.normal(size=(size, 20))
+  )
+  sampler, logits_BV = chain.Chain(rules), jnp.array(logits_BV)
   keys_B = jax.random.split(jax.random.key(0), BATCH)
   draw = jax.jit(lambda sampler, *rest: sampler(*rest))
   return lambda: jax.block_until_ready(draw(sampler, keys_B, logits_BV))

@@ -58,9 +58,7 @@ def encode(tensors: Sequence[quantise.Coded], notes: bytes = b'') -> bytes:
   for tensor in tensors:
     _check(tensor)
     _encode_tensor(coder, sizes, tensor)
-  body = coder.finish()
-  head = MAGIC + bytes([VERSION]) + _varint(len(body))
-  return head + body + zlib.crc32(head + body).to_bytes(4, 'big')
+  return sealed(coder.finish())
 
 
 def decode(data: bytes, *, max_values: int = MAX_VALUES) -> File:
@@ -70,9 +68,25 @@ def decode(data: bytes, *, max_values: int = MAX_VALUES) -> File:
   anything that `encode` does not write: a file cut short, changed, of another
   version, or of more than `max_values` weights.
   """
-  if data[:2] != MAGIC:
+  body, size = opened(data)
+  notes, tensors = _decode_body(body, max_values)
+  return File(notes, tensors, size)
+
+
+def sealed(body: bytes, magic: bytes = MAGIC) -> bytes:
+  """A body as a file: with its length, so that files are prefix-free."""
+  head = magic + bytes([VERSION]) + _varint(len(body))
+  return head + body + zlib.crc32(head + body).to_bytes(4, 'big')
+
+
+def opened(data: bytes, magic: bytes = MAGIC) -> tuple[bytes, int]:
+  """The body of the file at the start of `data`, and the file's size.
+
+  Raises ValueError for a file cut short, changed or of another version.
+  """
+  if data[:2] != magic:
     raise ValueError(
-      f'file starts with {data[:2]!r}, not {MAGIC!r}: it is no model file, or'
+      f'file starts with {data[:2]!r}, not {magic!r}: it is no model file, or'
       ' its first bytes are damaged'
     )
   if len(data) > 2 and data[2] != VERSION:
@@ -88,8 +102,7 @@ def decode(data: bytes, *, max_values: int = MAX_VALUES) -> File:
     )
   if zlib.crc32(data[:end]).to_bytes(4, 'big') != data[end : end + 4]:
     raise ValueError('file is damaged: its checksum differs; copy it again')
-  notes, tensors = _decode_body(data[start:end], max_values)
-  return File(notes, tensors, end + 4)
+  return data[start:end], end + 4
 
 
 def _decode_body(

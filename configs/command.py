@@ -14,7 +14,9 @@ from absl import flags
 
 from configs import base
 
-_SCRIPTS = ('__main__', 'train', 'eval', 'sample', 'convert', 'patches')
+_SCRIPTS = (
+  '__main__', 'train', 'eval', 'sample', 'convert', 'patches', 'structure',
+)  # fmt: skip
 _NOISY = os.sep + 'tensorflow_datasets' + os.sep
 
 

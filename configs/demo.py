@@ -22,7 +22,7 @@ def get_config() -> base.Config:
   return base.Config(
     model=lm.ByteLM(
       width=128,
-      layers=4,
+      layers=2,
       heads=2,
       key_value_heads=2,
       hidden=384,
@@ -47,7 +47,7 @@ def get_config() -> base.Config:
     shardings=sharding.TRANSFORMER,
     row_length=1024,
     batch_size=2,
-    steps=1250,
+    steps=2400,
     eval_every=500,
     eval_bytes=100_000,
     checkpoint_every=250,

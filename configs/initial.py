@@ -8,6 +8,7 @@ import dataclasses
 import os
 from typing import Any
 
+import jax
 import numpy as np
 from flax import traverse_util
 
@@ -16,6 +17,8 @@ from configs import restore
 from data import packing
 from data import text
 from models import ngram_entropy
+from training import sharding
+from training import transfer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +71,33 @@ class FitNgramEntropy:
     count = min(len(rows), -(-self.max_bytes // rows.row_length))
     tables = ngram_entropy.fit(model, (rows[i] for i in range(count)))
     return _replaced(params, self.path, _flat(tables))
+
+
+@dataclasses.dataclass(frozen=True)
+class LikeBase:
+  """Embeddings and outputs have initial sizes that hold at every width.
+
+  What the optimizer's rates of other widths go with (training.transfer).
+
+  model: that the sizes are taken from; None for `optimizer.base`.
+  """
+
+  model: Any = None
+
+  def __call__(
+    self, config: base.Config, params: Any, corpus: text.Corpus | None
+  ) -> Any:
+    del corpus
+    model = config.optimizer.base if self.model is None else self.model
+    if model is None:
+      raise ValueError(
+        'initial: LikeBase needs optimizer.base, the model for which the'
+        ' learning rate was chosen.'
+      )
+    factors = transfer.deviations(params, transfer.base_shapes(model))
+    return jax.tree_util.tree_map_with_path(
+      lambda path, x: x * factors[sharding.name(path)], params
+    )
 
 
 def _flat(tree: Any) -> dict[str, np.ndarray]:

@@ -1,11 +1,13 @@
 """From a run directory to its config and parameters."""
 
+import dataclasses
 import os
 from typing import Any, NamedTuple
 
 import jax
 
 from configs import base
+from models import unlimited
 from training import checkpoint
 
 
@@ -17,14 +19,29 @@ class Run(NamedTuple):
   step: int
 
 
+# Help of the flags that `limit` comes from.
+LIMIT_HELP = (
+  'Of a model without windows, let each id see the first and the last ids of'
+  ' its document only, as 10,512: any length, by LM-Infinite.'
+)
+
+
 def restore(
-  directory: str | os.PathLike[str], *, step: int | None = None
+  directory: str | os.PathLike[str],
+  *,
+  step: int | None = None,
+  limit: str | None = None,
 ) -> Run:
   """Rebuilds the config and reads the parameters of a run's checkpoint.
 
   The newest intact step is taken unless `step` is given. Raises ValueError
-  if the directory holds no such checkpoint.
+  if the directory holds no such checkpoint, or a model that cannot be limited.
+
+  limit: 'n_global,n_local' of models.unlimited, for a model as it is.
   """
   loaded = checkpoint.load_params(directory, step=step)
   config = base.from_json(loaded.config)
+  if limit is not None:
+    model = unlimited.read_with(config.model, unlimited.parse(limit))
+    config = dataclasses.replace(config, model=model)
   return Run(config, jax.device_put(loaded.params), loaded.step)

@@ -27,7 +27,7 @@ def entropies(
   scorer = getattr(model, 'entropy', None)
   if not isinstance(scorer, patched.LMEntropy):
     return {}
-  windows = [mask.window for mask in scorer.lm.masks]
+  windows = [None if m.n_global else m.window for m in scorer.lm.masks]
   params = params['entropy']
   if jax.process_count() > 1:
     params = multihost_utils.process_allgather(params, tiled=True)

@@ -82,7 +82,7 @@ class BitsPerByte:
     said = time.monotonic()
     for first in range(0, len(rows), self.batch_size):
       batch = self._batch(texts, rows[first : first + self.batch_size])
-      nats_BT = _score(
+      nats_BT = score(
         apply, params, batch['ids'], batch['targets'], batch['documents']
       )
       scored = batch['owner'] >= 0
@@ -184,7 +184,7 @@ def _prefix(
 
 
 @functools.partial(jax.jit, static_argnames=('apply',))
-def _score(
+def score(
   apply: Callable[[Any, jax.Array, jax.Array], jax.Array],
   params: Any,
   ids_BT: jax.Array,

@@ -5,7 +5,8 @@ Array names end in their axes, and einsum strings use the same letters:
   D width          H query heads              G key/value heads
   R query heads per key/value head (H = G R)  K per-head width
   F hidden width   V vocabulary               N n-gram sizes
-  P patches        C context of recent ids    L blocks of one row
-  M slots of a patch   W latent rows   Y decoder layers
+  P patches        C context of recent ids, a set of keys
+  L blocks of one row   M slots of a patch, sets of keys
+  W latent rows    Y decoder layers
 Masks are boolean, True = may look. Document id 0 marks padding.
 """

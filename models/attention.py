@@ -4,60 +4,19 @@ One function, `attend`, serves training rows, ragged prefill and decoding: it
 sees positions and document ids, never a mode.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from models import key_parts
+from models import layer_cache
 from models import linear
 from models import masks
 from models import matmul_attention
 from models import positions
-
-
-class LayerCache(NamedTuple):
-  """Keys and values of one layer; slot s holds the token at position_BS.
-
-  position_BS is -1 in empty slots. Token i lives in slot i mod S, so a window
-  of S tokens is a ring buffer and an unlimited one never wraps. Heads come
-  before slots, the order that `attend` reads without copying.
-  """
-
-  key_BGSK: jax.Array
-  value_BGSK: jax.Array
-  position_BS: jax.Array
-
-
-class Tokens(NamedTuple):
-  """Where tokens stand: position in the stream and document id (0: padding)."""
-
-  position_BT: jax.Array
-  document_BT: jax.Array
-
-
-def _attend_einsum(
-  query_BTHK: jax.Array,
-  key_BGSK: jax.Array,
-  value_BGSK: jax.Array,
-  mask_BTS: jax.Array,
-) -> jax.Array:
-  """`attend` as two batched matmuls per head, heads before positions."""
-  batch, length, heads, head_width = query_BTHK.shape
-  groups = key_BGSK.shape[1]
-  shared = heads // groups
-  query_BGRTK = query_BTHK.reshape(
-    batch, length, groups, shared, head_width
-  ).transpose(0, 2, 3, 1, 4)
-  # Heads that share a key are further queries.
-  out_BGTK = matmul_attention.attend(
-    query_BGRTK.reshape(batch, groups, -1, head_width) * head_width**-0.5,
-    key_BGSK,
-    value_BGSK,
-    jnp.tile(mask_BTS, (1, shared, 1)),
-  )
-  out_BGRTK = out_BGTK.reshape(query_BGRTK.shape)
-  return out_BGRTK.transpose(0, 3, 1, 2, 4).reshape(query_BTHK.shape)
+from models import window_attention
 
 
 def attend(
@@ -65,15 +24,45 @@ def attend(
   key_BGSK: jax.Array,
   value_BGSK: jax.Array,
   mask_BTS: jax.Array,
+  bias_BHTS: jax.Array | None = None,
 ) -> jax.Array:
   """Softmax attention, scale K^-1/2; a query that may see nothing gives 0.
 
   Accelerators use `jax.nn.dot_product_attention`; its layout is two to three
   times slower than plain batched matmuls on a CPU.
+
+  bias_BHTS: added to the logits; has no gradient.
   """
+  function = _attend_fused
   if jax.default_backend() == 'cpu':
-    return _attend_einsum(query_BTHK, key_BGSK, value_BGSK, mask_BTS)
-  return _attend_fused(query_BTHK, key_BGSK, value_BGSK, mask_BTS)
+    function = _attend_einsum
+  return function(query_BTHK, key_BGSK, value_BGSK, mask_BTS, bias_BHTS)
+
+
+def _attend_einsum(
+  query_BTHK: jax.Array,
+  key_BGSK: jax.Array,
+  value_BGSK: jax.Array,
+  mask_BTS: jax.Array,
+  bias_BHTS: jax.Array | None = None,
+) -> jax.Array:
+  """`attend` as two batched matmuls per head, heads before positions."""
+  groups = key_BGSK.shape[1]
+  query_BGTK = key_parts.group(query_BTHK, groups)
+  shared = query_BTHK.shape[2] // groups
+  if bias_BHTS is not None:
+    batch, _, _, slots = bias_BHTS.shape
+    bias_BHTS = bias_BHTS.reshape(batch, groups, -1, slots)
+  out_BGTK = matmul_attention.attend(
+    matmul_attention.Part(
+      query_BGTK,
+      key_BGSK,
+      value_BGSK,
+      jnp.tile(mask_BTS, (1, shared, 1))[:, None],
+      bias_BHTS,
+    )
+  )
+  return key_parts.ungroup(out_BGTK, query_BTHK.shape[1])
 
 
 def _attend_fused(
@@ -81,124 +70,27 @@ def _attend_fused(
   key_BGSK: jax.Array,
   value_BGSK: jax.Array,
   mask_BTS: jax.Array,
+  bias_BHTS: jax.Array | None = None,
 ) -> jax.Array:
   """`attend` by the kernels that XLA has for an accelerator."""
+  if bias_BHTS is not None:
+    bias_BHTS = bias_BHTS.astype(query_BTHK.dtype)
   out_BTHK = jax.nn.dot_product_attention(
     query_BTHK,
     key_BGSK.swapaxes(1, 2),
     value_BGSK.swapaxes(1, 2),
+    bias=bias_BHTS,
     mask=mask_BTS[:, None],
   )
   return jnp.where(mask_BTS.any(-1)[:, :, None, None], out_BTHK, 0)
 
 
-def attend_banded(
-  query_BTHK: jax.Array,
-  key_BTGK: jax.Array,
-  value_BTGK: jax.Array,
-  tokens: Tokens,
-  mask: masks.Causal,
-) -> jax.Array:
-  """`attend` for a window: each block of `window` rows sees two blocks of keys.
-
-  Linear in T. Positions must be those of consecutive tokens of one row.
-  """
-  size = mask.window
-  batch, length = tokens.position_BT.shape
-  pad = -length % size
-
-  def blocks(x: jax.Array) -> jax.Array:
-    widths = [(0, 0), (0, pad)] + [(0, 0)] * (x.ndim - 2)
-    padded = jnp.pad(x, widths)
-    return padded.reshape(batch, -1, size, *x.shape[2:])
-
-  def with_previous(x: jax.Array) -> jax.Array:
-    own = blocks(x)
-    before = jnp.pad(own, [(0, 0), (1, 0)] + [(0, 0)] * (own.ndim - 2))
-    both = jnp.concatenate([before[:, :-1], own], axis=2)
-    return both.reshape(-1, 2 * size, *x.shape[2:])
-
-  def flat(x: jax.Array) -> jax.Array:
-    return blocks(x).reshape(-1, size, *x.shape[2:])
-
-  queries = Tokens(*(flat(x) for x in tokens))
-  keys = Tokens(*(with_previous(x) for x in tokens))
-  out = attend(
-    flat(query_BTHK),
-    with_previous(key_BTGK).swapaxes(1, 2),
-    with_previous(value_BTGK).swapaxes(1, 2),
-    visible(mask, queries, keys),
-  )
-  return out.reshape(batch, -1, *query_BTHK.shape[2:])[:, :length]
-
-
-def visible(mask: masks.Causal, queries: Tokens, keys: Tokens) -> jax.Array:
-  """The pattern, within documents, never to padding: bool [B, T, S]."""
-  allowed = mask.allows(
-    queries.position_BT[:, :, None], keys.position_BT[:, None, :]
-  )
-  query_document = queries.document_BT[:, :, None]
-  key_document = keys.document_BT[:, None, :]
-  return allowed & (query_document == key_document) & (key_document > 0)
-
-
-def empty_cache(
-  batch_size: int,
-  slots: int,
-  heads: int,
-  head_width: int,
-  dtype: str,
-) -> LayerCache:
-  """A cache that holds no token."""
-  shape = (batch_size, heads, slots, head_width)
-  return LayerCache(
-    key_BGSK=jnp.zeros(shape, dtype),
-    value_BGSK=jnp.zeros(shape, dtype),
-    position_BS=jnp.full((batch_size, slots), -1, jnp.int32),
-  )
-
-
-def store(
-  cache: LayerCache, key_BTGK: jax.Array, value_BTGK: jax.Array, tokens: Tokens
-) -> LayerCache:
-  """Writes real tokens to their slots; of those that share one, the last."""
-  slots = cache.position_BS.shape[1]
-  end_B1 = jnp.max(
-    jnp.where(tokens.document_BT > 0, tokens.position_BT, -1),
-    axis=1,
-    keepdims=True,
-  )
-  keep = (tokens.document_BT > 0) & (tokens.position_BT > end_B1 - slots)
-  slot_BT = jnp.where(keep, tokens.position_BT % slots, slots)
-  # One more token, which is dropped: where a single row stores a single token,
-  # XLA's CPU backend copies the cache instead of writing into it.
-  slot_BT = jnp.pad(slot_BT, [(0, 0), (0, 1)], constant_values=slots)
-  row_B1 = jnp.arange(slot_BT.shape[0])[:, None]
-
-  def write(old: jax.Array, new: jax.Array, *heads: slice) -> jax.Array:
-    new = jnp.pad(new, [(0, 0), (0, 1)] + [(0, 0)] * (new.ndim - 2))
-    place = old.at[row_B1, *heads, slot_BT]
-    return place.set(new.astype(old.dtype), mode='drop')
-
-  return LayerCache(
-    write(cache.key_BGSK, key_BTGK, slice(None)),
-    write(cache.value_BGSK, value_BTGK, slice(None)),
-    write(cache.position_BS, tokens.position_BT),
-  )
-
-
-def stored_tokens(cache: LayerCache) -> Tokens:
-  """Positions of the cached tokens; empty slots are padding."""
-  return Tokens(
-    cache.position_BS, (cache.position_BS >= 0).astype(jnp.int32)
-  )
-
-
 class Attention(nn.Module):
-  """Multi-head self-attention with rotary positions and grouped keys.
+  """Multi-head self-attention with relative positions and grouped keys.
 
   heads, key_value_heads: query heads and the key/value heads they share.
-  query_key_norm: RMS-normalise queries and keys per head.
+  mask: a pattern of models.masks; position: an encoding of models.positions.
+  query_key_norm: RMS-normalise queries and keys per head, with epsilon.
   """
 
   heads: int
@@ -207,16 +99,18 @@ class Attention(nn.Module):
   mask: Any
   query_key_norm: bool
   dtype: str
+  position: Any = positions.Rotary()
+  epsilon: float = 1e-5
   linear: nn.Module = linear.Dense()
 
   @nn.compact
   def __call__(
     self,
     x_BTD: jax.Array,
-    tokens: Tokens,
-    turn: positions.Rotation,
-    cache: LayerCache | None,
-  ) -> tuple[jax.Array, LayerCache | None]:
+    tokens: masks.Tokens,
+    turn: positions.Rotation | None,
+    cache: layer_cache.Cache | None,
+  ) -> tuple[jax.Array, layer_cache.Cache | None]:
     def project(name: str, heads: int) -> jax.Array:
       layer = self.linear.copy(
         name=name, features=heads * self.head_width, dtype=self.dtype
@@ -228,12 +122,10 @@ class Attention(nn.Module):
     key_BTGK = project('key', self.key_value_heads)
     value_BTGK = project('value', self.key_value_heads)
     if self.query_key_norm:
-      query_BTHK = RMSNorm(name='query_norm')(query_BTHK)
-      key_BTGK = RMSNorm(name='key_norm')(key_BTGK)
-    query_BTHK = positions.rotate(query_BTHK, turn)
-    key_BTGK = positions.rotate(key_BTGK, turn)
-    out_BTHK, cache = self._mix(
-      query_BTHK, key_BTGK, value_BTGK, tokens, cache
+      query_BTHK = RMSNorm(self.epsilon, name='query_norm')(query_BTHK)
+      key_BTGK = RMSNorm(self.epsilon, name='key_norm')(key_BTGK)
+    out_BTHK, cache = self.mix(
+      query_BTHK, key_BTGK, value_BTGK, tokens, turn, cache
     )
     out_BTF = out_BTHK.reshape(*x_BTD.shape[:2], -1)
     output = self.linear.copy(
@@ -241,47 +133,169 @@ class Attention(nn.Module):
     )
     return output(out_BTF), cache
 
-  def _mix(
+  def mix(
     self,
     query_BTHK: jax.Array,
     key_BTGK: jax.Array,
     value_BTGK: jax.Array,
-    tokens: Tokens,
-    cache: LayerCache | None,
-  ) -> tuple[jax.Array, LayerCache | None]:
-    length = query_BTHK.shape[1]
+    tokens: masks.Tokens,
+    turn: positions.Rotation | None,
+    cache: layer_cache.Cache | None = None,
+  ) -> tuple[jax.Array, layer_cache.Cache | None]:
+    """Outputs [B, T, H, K] of queries and keys not turned, and the new cache.
+
+    turn: of the tokens, from `position`. Raises ValueError for the cache of
+    another mask.
+    """
+    queries = self._seen(query_BTHK, tokens, turn, 'query')
+    keys = self._seen(key_BTGK, tokens, turn, 'key')
     if cache is None:
-      window = self.mask.window
-      if window is not None and length > 2 * window:
-        out = attend_banded(
-          query_BTHK, key_BTGK, value_BTGK, tokens, self.mask
-        )
-      else:
-        seen = visible(self.mask, tokens, tokens)
-        out = attend(
-          query_BTHK,
-          key_BTGK.swapaxes(1, 2),
-          value_BTGK.swapaxes(1, 2),
-          seen,
-        )
-      return out, None
-    old, cache = cache, store(cache, key_BTGK, value_BTGK, tokens)
-    if length == 1:
-      keys, values, known = *cache[:2], stored_tokens(cache)
+      return self._mix_rows(queries, keys, value_BTGK, tokens), None
+    layer_cache.check(self.mask, cache)
+    return self._mix_cached(queries, keys, value_BTGK, tokens, cache)
+
+  @property
+  def _rule(self) -> key_parts.Rule:
+    return key_parts.Rule(self.mask, self.position.slopes(self.heads))
+
+  def _seen(
+    self,
+    x_BTHK: jax.Array,
+    tokens: masks.Tokens,
+    turn: positions.Rotation | None,
+    side: str,
+  ) -> key_parts.Seen:
+    """Queries or keys, turned as each kind of pair needs them."""
+    mask, raw_BTHK = self.mask, x_BTHK
+    recent = positions.rotate(x_BTHK, turn)
+    if not mask.n_global:
+      return key_parts.Seen(recent)
+
+    def turned(place_BT: jax.Array) -> jax.Array:
+      return positions.rotate(
+        raw_BTHK, self.position.turn(place_BT, self.head_width)
+      )
+
+    # All queries stand at one distance, so that one angle is enough.
+    any_11 = tokens.position_BT[:1, :1]
+    sink_BT = tokens.position_BT if mask.sinks == 'cache' else any_11
+
+    if side == 'key':
+      sinks = recent if mask.sinks == 'cache' else raw_BTHK
+      return key_parts.Seen(recent, sinks, raw_BTHK if mask.top_k else None)
+    return key_parts.Seen(
+      recent,
+      turned(mask.sink_query(sink_BT)),
+      turned(mask.middle_query(any_11)) if mask.top_k else None,
+    )
+
+  def _mix_rows(
+    self,
+    queries: key_parts.Seen,
+    keys: key_parts.Seen,
+    value_BTGK: jax.Array,
+    tokens: masks.Tokens,
+  ) -> jax.Array:
+    """Outputs of whole rows."""
+    rule, mask = self._rule, self.mask
+    length = value_BTGK.shape[1]
+    value_BGTK = value_BTGK.swapaxes(1, 2)
+
+    def stand(key_BTGK: jax.Array | None) -> layer_cache.Keys | None:
+      if key_BTGK is None:
+        return None
+      return layer_cache.Keys(key_BTGK.swapaxes(1, 2), value_BGTK, tokens)
+
+    recent, sinks, middle = map(stand, keys)
+    laid = window_attention.plan_rows(mask, length)
+    if laid is None:
+      return _attend_all(rule, queries.recent, tokens, recent)
+    front = (laid.before or 0, 0)
+    recent = layer_cache.Keys(
+      *(jnp.pad(x, [(0, 0), (0, 0), front, (0, 0)]) for x in recent[:2]),
+      masks.Tokens(*(jnp.pad(x, [(0, 0), front]) for x in tokens)),
+    )
+    if sinks is not None:
+      sinks = window_attention.row_sinks(mask, sinks, tokens)
+    return window_attention.attend_blocks(
+      rule,
+      queries,
+      tokens,
+      key_parts.Seen(recent, sinks, middle),
+      laid,
+    )
+
+  def _mix_cached(
+    self,
+    queries: key_parts.Seen,
+    keys: key_parts.Seen,
+    value_BTGK: jax.Array,
+    tokens: masks.Tokens,
+    cache: layer_cache.Cache,
+  ) -> tuple[jax.Array, layer_cache.Cache]:
+    """Outputs of tokens that follow the cached ones, and the new cache."""
+    rule, mask = self._rule, self.mask
+    if mask.n_global:
+      old, cache = (
+        cache.recent,
+        layer_cache.LambdaCache(
+          layer_cache.store(cache.recent, keys.recent, value_BTGK, tokens),
+          layer_cache.store_first(cache.sinks, keys.sinks, value_BTGK, tokens),
+          cache.middle
+          and layer_cache.store(cache.middle, keys.middle, value_BTGK, tokens),
+        ),
+      )
+      known = [x and layer_cache.stored(x) for x in cache]
     else:
-      # Writing first could overwrite what the earlier of these queries need.
-      keys, values = (
-        jnp.concatenate([before.astype(x.dtype), x.swapaxes(1, 2)], axis=2)
-        for before, x in zip(old[:2], (key_BTGK, value_BTGK), strict=True)
+      old = cache
+      cache = layer_cache.store(cache, keys.recent, value_BTGK, tokens)
+      known = [layer_cache.stored(cache), None, None]
+    length = value_BTGK.shape[1]
+    if length == 1 and mask.n_global:
+      parts = key_parts.parts(
+        rule,
+        jax.tree.map(
+          lambda x: key_parts.group(x, self.key_value_heads), queries
+        ),
+        tokens,
+        key_parts.Seen(*known),
       )
-      known = Tokens(
-        *(
-          jnp.concatenate(pair, axis=1)
-          for pair in zip(stored_tokens(old), tokens, strict=True)
-        )
-      )
-    seen = visible(self.mask, tokens, known)
-    return attend(query_BTHK, keys, values, seen), cache
+      out_BGTK = matmul_attention.attend(*parts)
+      return key_parts.ungroup(out_BGTK, length), cache
+    if length == 1:
+      return _attend_all(rule, queries.recent, tokens, known[0]), cache
+    # Writing first could overwrite what the earlier of these queries need.
+    new = layer_cache.Keys(
+      keys.recent.swapaxes(1, 2), value_BTGK.swapaxes(1, 2), tokens
+    )
+    if mask.window is None:
+      both = layer_cache.append(layer_cache.stored(old), new)
+      return _attend_all(rule, queries.recent, tokens, both), cache
+    laid = window_attention.plan(mask, length, old.position_BS.shape[1])
+    before = layer_cache.latest(old, tokens.position_BT[:, 0], laid.before)
+    # The same sinks for every block.
+    sinks = jax.tree.map(lambda x: x[None], known[1])
+    seen = key_parts.Seen(layer_cache.append(before, new), sinks, known[2])
+    laid = laid._replace(sets=1)
+    return (
+      window_attention.attend_blocks(rule, queries, tokens, seen, laid),
+      cache,
+    )
+
+
+def _attend_all(
+  rule: key_parts.Rule,
+  query_BTHK: jax.Array,
+  tokens: masks.Tokens,
+  keys: layer_cache.Keys,
+) -> jax.Array:
+  """Every query meets every key at its own distance."""
+  return attend(
+    query_BTHK,
+    *keys[:2],
+    masks.visible(rule.mask, tokens, keys.tokens),
+    key_parts.bias(rule.slopes, masks.distance(tokens, keys.tokens)),
+  )
 
 
 class RMSNorm(nn.Module):

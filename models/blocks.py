@@ -1,20 +1,28 @@
 """The pre-norm transformer block that every model here is built from."""
 
+import functools
+
 import flax.linen as nn
 import jax
 
 from models import attention as attention_lib
+from models import layer_cache
 from models import linear
+from models import masks
 from models import pinning
 from models import positions
 
 
 class FeedForward(nn.Module):
-  """SwiGLU: W_down(silu(W_gate x) * W_up x) (arXiv 2002.05202)."""
+  """SwiGLU: W_down(silu(W_gate x) * W_up x) (arXiv 2002.05202).
 
-  hidden: int
-  dtype: str
-  residual_gain: float
+  A prototype; the model sets its fields. residual_gain: of W_down's initial
+  deviation.
+  """
+
+  hidden: int = 0
+  dtype: str = 'float32'
+  residual_gain: float = 0.0
   linear: nn.Module = linear.Dense()
 
   @nn.compact
@@ -33,20 +41,24 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-  """x += attention(norm(x)); x += feed_forward(norm(x))."""
+  """x += attention(norm(x)); x += feed_forward(norm(x)).
+
+  epsilon: of the norms.
+  """
 
   attention: attention_lib.Attention
-  feed_forward: FeedForward
+  feed_forward: nn.Module
+  epsilon: float = 1e-5
 
   @nn.compact
   def __call__(
     self,
     x_BTD: jax.Array,
-    tokens: attention_lib.Tokens,
-    turn: positions.Rotation,
-    cache: attention_lib.LayerCache | None,
-  ) -> tuple[jax.Array, attention_lib.LayerCache | None]:
-    norm = attention_lib.RMSNorm
+    tokens: masks.Tokens,
+    turn: positions.Rotation | None,
+    cache: layer_cache.Cache | None,
+  ) -> tuple[jax.Array, layer_cache.Cache | None]:
+    norm = functools.partial(attention_lib.RMSNorm, self.epsilon)
     mixed, cache = self.attention(
       norm(name='attention_norm')(x_BTD), tokens, turn, cache
     )

@@ -18,6 +18,7 @@ from models import attention
 from models import cross_attention
 from models import latent_cache
 from models import linear
+from models import masks
 from models import ngrams
 from models import patch_rows
 from models import patching as patching_lib
@@ -42,7 +43,7 @@ class ByteLatent(nn.Module):
   ngrams, recall: embeddings added to that of the byte, as models.lm.ByteLM.
   linear, dtype: as models.lm.ByteLM, for all parts.
 
-  Sown into 'intermediates': `patches` and `overflow`, the counts of latent
+  Sown into 'counts': `patches` and `overflow`, the counts of latent
   tokens used and of bytes without room.
   """
 
@@ -56,7 +57,7 @@ class ByteLatent(nn.Module):
   rows: int = 1
   ngrams: nn.Module = ngrams.NgramEmbedding(sizes=(3, 4, 5, 6, 7, 8))
   recall: nn.Module = recall.RecallEmbedding()
-  linear: nn.Module = linear.Dense()
+  linear: Any = linear.Dense()
   vocabulary_size: int = 260
   max_length: int | None = None
   dtype: str = 'float32'
@@ -64,21 +65,20 @@ class ByteLatent(nn.Module):
   def setup(self) -> None:
     self._check()
     width, dtype = self.encoder.width, self.dtype
+    layer = functools.partial(linear.of_role, self.linear)
+    mixing = layer('attention')
 
-    def project(features: int) -> nn.Module:
-      return self.linear.copy(features=features, dtype=dtype)
+    def project(features: int, role: str = 'patches') -> nn.Module:
+      return layer(role).copy(features=features, dtype=dtype)
 
     def cross(heads: int) -> nn.Module:
-      return cross_attention.CrossAttention(width, heads, dtype, self.linear)
+      return cross_attention.CrossAttention(width, heads, dtype, mixing)
 
     def stack(prototype: stacks.Stack) -> stacks.Stack:
       return prototype.copy(linear=self.linear, dtype=dtype)
 
-    self.embed = nn.Embed(
-      self.vocabulary_size,
-      width,
-      embedding_init=nn.initializers.normal(width**-0.5),
-    )
+    drawn = nn.initializers.normal(width**-0.5)
+    self.embed = nn.Embed(self.vocabulary_size, width, embedding_init=drawn)
     self.ngram_embed = self.ngrams.copy(features=width)
     self.recall_embed = self.recall.copy(features=width)
     self.local_encoder = stack(self.encoder)
@@ -93,7 +93,7 @@ class ByteLatent(nn.Module):
     ]
     self.local_decoder = stack(self.decoder)
     self.final_norm = attention.RMSNorm()
-    self.head = linear.Dense(self.vocabulary_size, dtype=dtype)
+    self.head = project(self.vocabulary_size, 'head')
 
   def __call__(
     self,
@@ -200,19 +200,16 @@ class ByteLatent(nn.Module):
     plan = patch_rows.plan(
       documents_BT, closes_BT, rows=self.rows, budget=self.budget
     )
-    self.sow('intermediates', 'overflow', plan.overflow)
-    self.sow('intermediates', 'patches', jnp.sum(plan.tokens.document_BT > 0))
+    self.sow('counts', 'overflow', plan.overflow)
+    self.sow('counts', 'patches', jnp.sum(plan.tokens.document_BT > 0))
     pooled_BT = plan.pooled_WT.reshape(ids_BT.shape)
     cut_BT = jnp.zeros_like(pooled_BT)
     if self.overflow == 'cut':
       cut_BT = (documents_BT > 0) & ~pooled_BT
       documents_BT = jnp.where(cut_BT, 0, documents_BT)
-    position_1T = jnp.arange(ids_BT.shape[1], dtype=jnp.int32)[None]
-    tokens = attention.Tokens(
-      jnp.broadcast_to(position_1T, ids_BT.shape), documents_BT
-    )
+    tokens = masks.row_tokens(documents_BT)
     none_B0 = jnp.zeros((ids_BT.shape[0], 0), jnp.int32)
-    x_BTD = self._embed(ids_BT, patching_lib.ages(documents_BT), none_B0)
+    x_BTD = self._embed(ids_BT, tokens.position_BT, none_B0)
     x_BTD, _ = self.local_encoder(x_BTD, tokens)
     grouped = (*plan.patch_WT.shape, -1)
     x_WTD = x_BTD.reshape(grouped)
@@ -283,7 +280,7 @@ class ByteLatent(nn.Module):
     Here patch 0 is the open one, and those that it starts follow.
     """
     position_BT = cache.length_B[:, None] + jnp.arange(ids_BT.shape[1])[None]
-    tokens = attention.Tokens(position_BT, real_BT.astype(jnp.int32))
+    tokens = masks.Tokens(position_BT, real_BT.astype(jnp.int32))
     x_BTD, encoder = self.local_encoder(
       self._embed(ids_BT, position_BT, cache.recent_BC), tokens, cache.encoder
     )
@@ -354,7 +351,7 @@ class ByteLatent(nn.Module):
         patch_bytes.real_BT & (patch_bytes.patch_BT < size),
       )
       place_1P = jnp.arange(size, dtype=jnp.int32)[None]
-      tokens = attention.Tokens(
+      tokens = masks.Tokens(
         cache.patches_B[:, None] + place_1P,
         (place_1P < new_B[:, None]).astype(jnp.int32),
       )

@@ -12,12 +12,15 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import numpy as np
 
+from models import blocks
 from models import byte_latent
 from models import linear
 from models import lm
 from models import masks
+from models import mixture
 from models import patched
 from models import structured
+from models import window_attention
 
 # Mean keys per query of a mask over a row of so many positions.
 Keys = Callable[[Any, int], float]
@@ -101,8 +104,9 @@ def training(model: nn.Module, parts: Parts) -> float:
   """FLOPs per byte of a train step.
 
   The backward pass is two forward passes; stacks with `remat` do one more
-  forward pass, of which XLA leaves out the last matmul of each block. The
-  entropy model is not part of it: what it says of a corpus is stored once.
+  forward pass, of which XLA leaves out the last matmul of each block. Left
+  out are the logits of windows, which rows of several blocks compute twice,
+  and the entropy model: what it says of a corpus is stored once.
   """
   inner = _unwrapped(model)
   again = 0.0
@@ -116,9 +120,11 @@ def training(model: nn.Module, parts: Parts) -> float:
 
 def visible_keys(mask: Any, length: int) -> float:
   """Mean number of keys that a query may see in one document of a row."""
-  if type(mask) is masks.Causal:
+  if type(mask) in (masks.Causal, masks.Lambda):
     window = min(mask.window or length, length)
-    return window - window * (window - 1) / (2 * length)
+    seen = _ramp(length, window) + _ramp(length - window, mask.n_global)
+    between = length - window - mask.n_global
+    return (seen + _ramp(between, mask.top_k)) / length
   key_1S = np.arange(length)[None]
   seen = 0
   for start in range(0, length, 512):
@@ -129,11 +135,22 @@ def visible_keys(mask: Any, length: int) -> float:
 
 def computed_keys(mask: Any, length: int) -> float:
   """Keys per query that models.attention multiplies over whole rows."""
-  window = mask.window
-  if window is None or length <= 2 * window:
+  laid = window_attention.plan_rows(mask, length)
+  if laid is None:
     return length
-  padded = -(-length // window) * window
-  return 2 * window * padded / length
+  padded = laid.blocks * laid.size
+  if laid.before is None:
+    return padded**2 / length
+  keys = laid.before + laid.size + laid.sets * mask.n_global
+  if mask.top_k:
+    keys += 1.5 * length  # The half is the product that they are chosen by.
+  return keys * padded / length
+
+
+def _ramp(count: int, largest: int) -> int:
+  """The sum of min(i, largest) over i = 1..count."""
+  rising = max(min(count, largest), 0)
+  return rising * (rising + 1) // 2 + max(count - rising, 0) * largest
 
 
 def _count(model: nn.Module, work: _Work) -> Parts:
@@ -156,12 +173,12 @@ def _count(model: nn.Module, work: _Work) -> Parts:
 
 def _byte_lm(model: lm.ByteLM, work: _Work) -> Parts:
   blocks = _blocks(model, model.linear, work.length, work.keys)
-  head = model.width * model.vocabulary_size
+  head = _head(model, model.width)
   return Parts(0.0, 0.0, 0.0, 0.0, blocks, 0.0, head, 0.0)
 
 
 def _byte_latent(model: byte_latent.ByteLatent, work: _Work) -> Parts:
-  layer, keys = model.linear, work.keys
+  layer, keys = linear.of_role(model.linear, 'patches'), work.keys
   local, latent, slots = model.encoder.width, model.latent.width, model.slots
   carried = slots * local
   projections = _macs(layer, local, carried) + _macs(layer, latent, carried)
@@ -169,28 +186,40 @@ def _byte_latent(model: byte_latent.ByteLatent, work: _Work) -> Parts:
     projections += _macs(layer, carried, latent)
   # Two projections per byte and two per slot; every byte meets the slots of
   # one patch, once for the scores and once for the mixture.
-  cross = 2 * _macs(layer, local, local) * (1 + work.rate * slots) + 2 * carried
+  mixing = linear.of_role(model.linear, 'attention')
+  cross = 2 * _macs(mixing, local, local) * (1 + work.rate * slots)
+  cross += 2 * carried
   return Parts(
-    encoder=_blocks(model.encoder, layer, work.length, keys),
+    encoder=_blocks(model.encoder, model.linear, work.length, keys),
     encoder_cross=cross,
     patch_projections=work.rate * projections,
-    latent=work.rate * _blocks(model.latent, layer, work.patches, keys),
-    decoder=_blocks(model.decoder, layer, work.length, keys),
+    latent=work.rate * _blocks(model.latent, model.linear, work.patches, keys),
+    decoder=_blocks(model.decoder, model.linear, work.length, keys),
     decoder_cross=model.decoder.layers * cross,
-    head=local * model.vocabulary_size,
+    head=_head(model, local),
     entropy=0.0,
   )
 
 
-def _blocks(stack: Any, layer: nn.Module, length: int, keys: Keys) -> float:
+def _head(model: lm.ByteLM | byte_latent.ByteLatent, width: int) -> int:
+  if getattr(model, 'tie_head', False):
+    return width * model.vocabulary_size
+  layer = linear.of_role(model.linear, 'head')
+  return _macs(layer, width, model.vocabulary_size)
+
+
+def _blocks(
+  stack: Any, layer: nn.Module | linear.Roles, length: int, keys: Keys
+) -> float:
   """Multiply-adds per token of a stack of blocks, or of a ByteLM's."""
   width = stack.width
+  mixing = linear.of_role(layer, 'attention')
+  feeding = linear.of_role(layer, 'feed_forward')
   shared = width // stack.heads * (stack.key_value_heads or stack.heads)
   projections = (
-    2 * _macs(layer, width, width)
-    + 2 * _macs(layer, width, shared)
-    + 2 * _macs(layer, width, stack.hidden)
-    + _macs(layer, stack.hidden, width)
+    2 * _macs(mixing, width, width)
+    + 2 * _macs(mixing, width, shared)
+    + _feeding(stack.feed_forward, feeding, width, stack.hidden)
   )
   seen = {mask: keys(mask, length) for mask in set(stack.masks)}
   attended = sum(
@@ -199,10 +228,27 @@ def _blocks(stack: Any, layer: nn.Module, length: int, keys: Keys) -> float:
   return stack.layers * projections + 2 * width * attended
 
 
+def _feeding(
+  block: nn.Module, layer: nn.Module, width: int, hidden: int
+) -> int:
+  """Multiply-adds per token of one feed-forward layer."""
+  macs = 2 * _macs(layer, width, hidden) + _macs(layer, hidden, width)
+  if isinstance(block, mixture.MixtureFeedForward):
+    return block.active * macs + block.experts * width
+  if isinstance(block, blocks.FeedForward):
+    return macs
+  raise ValueError(
+    f'feed_forward={type(block).__name__} has no FLOP count; use'
+    ' blocks.FeedForward or mixture.MixtureFeedForward.'
+  )
+
+
 def _macs(layer: nn.Module, d_in: int, d_out: int) -> int:
-  """Multiply-adds per token of one projection."""
+  """Multiply-adds per token of one projection; of a mixture, what is used."""
   if isinstance(layer, linear.Dense):
     return d_in * d_out
+  if isinstance(layer, mixture.Mixture):
+    return layer.macs(d_in, d_out)
   if isinstance(layer, structured.Structured):
     return layer.chain(d_in, d_out).macs
   raise ValueError(

@@ -2,7 +2,10 @@
 
 A model takes a prototype (`linear=Dense()`) and makes its projections with
 `prototype.copy(name=..., features=...)`; any module with these fields fits.
+`Roles` in its place holds a prototype for every kind of projection.
 """
+
+import dataclasses
 
 import flax.linen as nn
 import jax
@@ -35,3 +38,41 @@ class Dense(nn.Module):
     tokens = x.reshape(-1, x.shape[-1]).astype(self.dtype)
     out = tokens @ kernel.astype(self.dtype)
     return out.reshape(*x.shape[:-1], self.features)
+
+
+_DENSE = Dense()
+
+
+@dataclasses.dataclass(frozen=True)
+class Roles:
+  """A prototype for every kind of projection; None stands for `default`.
+
+  attention: query, key, value and output, also between bytes and patches.
+  feed_forward: gate, up and down.
+  patches: between bytes and patches, besides attention.
+  head: the output layer of the model.
+  """
+
+  default: nn.Module = _DENSE
+  attention: nn.Module | None = None
+  feed_forward: nn.Module | None = None
+  patches: nn.Module | None = None
+  head: nn.Module | None = None
+
+
+ROLES = tuple(field.name for field in dataclasses.fields(Roles))[1:]
+
+
+def of_role(linear: nn.Module | Roles, role: str) -> nn.Module:
+  """The prototype of a role; a single prototype is that of all but the head.
+
+  Raises ValueError for a role that is no field of `Roles`.
+  """
+  if role not in ROLES:
+    raise ValueError(
+      f'linear: unknown role {role!r}; the roles are {", ".join(ROLES)}.'
+    )
+  if isinstance(linear, Roles):
+    found = getattr(linear, role)
+    return linear.default if found is None else found
+  return _DENSE if role == 'head' else linear

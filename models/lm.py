@@ -12,8 +12,9 @@ import jax.numpy as jnp
 
 from models import attention
 from models import blocks
+from models import layer_cache
 from models import linear
-from models import masks
+from models import masks as masks_lib
 from models import ngrams
 from models import positions
 from models import recall
@@ -22,7 +23,7 @@ from models import recall
 class Cache(NamedTuple):
   """Decoding state of a batch.
 
-  layers: one `attention.LayerCache` per layer (stacked when layers are
+  layers: one `layer_cache.Cache` per layer (stacked when layers are
     scanned); length_B: tokens stored; recent_BC: the last ids, oldest first,
     for the n-gram embeddings, 0 where there is none.
   """
@@ -40,10 +41,13 @@ class ByteLM(nn.Module):
   masks: attention pattern of layer i is masks[i % len(masks)].
   ngrams: hashed n-gram embeddings added to the byte embedding.
   recall: embedding of what followed the latest match, added likewise.
-  linear: prototype of every projection except the head.
+  linear: prototype of every projection except the head, or linear.Roles.
+  feed_forward: prototype of the feed-forward layers, as blocks.FeedForward.
   tie_head: reuse the byte embedding as output layer.
   scan_layers: one compiled block for all layers, parameters stacked.
   remat: recompute each block in the backward pass instead of storing it.
+  position: how attention tells positions apart, from models.positions.
+  norm_epsilon: added to the mean square in every RMSNorm.
   max_length: longest row or stream the model accepts, None for any.
   dtype: of activations and matmuls; parameters, norms, logits are float32.
   """
@@ -53,13 +57,15 @@ class ByteLM(nn.Module):
   heads: int
   key_value_heads: int
   hidden: int
-  masks: tuple[Any, ...] = (masks.Causal(),)
+  masks: tuple[Any, ...] = (masks_lib.Causal(),)
   ngrams: nn.Module = ngrams.NgramEmbedding()
   recall: nn.Module = recall.RecallEmbedding()
-  linear: nn.Module = linear.Dense()
+  linear: Any = linear.Dense()
+  feed_forward: nn.Module = blocks.FeedForward()
   vocabulary_size: int = 260
   max_length: int | None = None
-  rope_theta: float = 10_000.0
+  position: Any = positions.Rotary()
+  norm_epsilon: float = 1e-5
   query_key_norm: bool = False
   tie_head: bool = False
   scan_layers: bool = False
@@ -69,9 +75,10 @@ class ByteLM(nn.Module):
   def init_cache(self, batch_size: int, length: int) -> Cache:
     """An empty cache for up to `length` tokens per row."""
     layers = tuple(
-      attention.empty_cache(
+      layer_cache.empty(
+        self.masks[i % len(self.masks)],
         batch_size,
-        self.masks[i % len(self.masks)].slots(length),
+        length,
         self.key_value_heads,
         self.width // self.heads,
         self.dtype,
@@ -109,11 +116,10 @@ class ByteLM(nn.Module):
     if documents_BT is None:
       documents_BT = jnp.ones_like(ids_BT)
     if cache is None:
-      tokens, age_BT = _row_tokens(documents_BT)
-      recent_BC = None
+      tokens, recent_BC = masks_lib.row_tokens(documents_BT), None
     else:
       tokens = _next_tokens(documents_BT, cache.length_B)
-      age_BT, recent_BC = tokens.position_BT, cache.recent_BC
+      recent_BC = cache.recent_BC
     embed = nn.Embed(
       self.vocabulary_size,
       self.width,
@@ -128,19 +134,18 @@ class ByteLM(nn.Module):
       ):
         if lookup.sizes:
           lookup = lookup.copy(name=name, features=self.width)
-          embeds_BTD += lookup(
-            ids_BT, age_BT, _last(recent_BC, lookup.context, ids_BT)
-          )
+          before_BC = _last(recent_BC, lookup.context, ids_BT)
+          embeds_BTD += lookup(ids_BT, tokens.position_BT, before_BC)
     x_BTD, layers = self._run_layers(
       embeds_BTD.astype(self.dtype), tokens, cache and cache.layers
     )
-    x_BTD = attention.RMSNorm(name='final_norm')(x_BTD)
+    x_BTD = attention.RMSNorm(self.norm_epsilon, name='final_norm')(x_BTD)
     self.sow('intermediates', 'final', x_BTD)
     if self.tie_head:
       logits_BTV = x_BTD @ embed.embedding.T.astype(self.dtype)
     else:
-      head = linear.Dense(
-        self.vocabulary_size, dtype=self.dtype, name='head'
+      head = linear.of_role(self.linear, 'head').copy(
+        name='head', features=self.vocabulary_size, dtype=self.dtype
       )
       logits_BTV = head(x_BTD)
     logits_BTV = logits_BTV.astype(jnp.float32)
@@ -153,13 +158,9 @@ class ByteLM(nn.Module):
     return max(self.ngrams.context, self.recall.context)
 
   def _run_layers(
-    self, x_BTD: jax.Array, tokens: attention.Tokens, caches: Any
+    self, x_BTD: jax.Array, tokens: masks_lib.Tokens, caches: Any
   ) -> tuple[jax.Array, Any]:
-    turn = positions.rotation(
-      tokens.position_BT,
-      head_width=self.width // self.heads,
-      theta=self.rope_theta,
-    )
+    turn = self.position.turn(tokens.position_BT, self.width // self.heads)
     block_class = blocks.Block
     if self.remat:
       block_class = nn.remat(block_class, prevent_cse=not self.scan_layers)
@@ -171,7 +172,7 @@ class ByteLM(nn.Module):
         )
       scan = nn.scan(
         block_class,
-        variable_axes={'params': 0, 'intermediates': 0},
+        variable_axes={'params': 0, 'intermediates': 0, 'counts': 0},
         split_rngs={'params': True},
         in_axes=(nn.broadcast, nn.broadcast, 0),
         length=self.layers,
@@ -188,12 +189,17 @@ class ByteLM(nn.Module):
       updated.append(layer_cache)
     return x_BTD, tuple(updated)
 
-  def _block_fields(self, layer: int) -> dict[str, nn.Module]:
+  def _block_fields(self, layer: int) -> dict[str, Any]:
     if self.width % self.heads or self.heads % self.key_value_heads:
       raise ValueError(
         f'width={self.width}, heads={self.heads},'
         f' key_value_heads={self.key_value_heads}: heads must divide width'
         ' and key_value_heads must divide heads.'
+      )
+    if self.tie_head and getattr(self.linear, 'head', None) is not None:
+      raise ValueError(
+        f'tie_head=True takes the embedding for the head, but linear.head is'
+        f' {type(self.linear.head).__name__}; set one of them.'
       )
     return {
       'attention': attention.Attention(
@@ -201,37 +207,31 @@ class ByteLM(nn.Module):
         key_value_heads=self.key_value_heads,
         head_width=self.width // self.heads,
         mask=self.masks[layer % len(self.masks)],
+        position=self.position,
+        epsilon=self.norm_epsilon,
         query_key_norm=self.query_key_norm,
         dtype=self.dtype,
-        linear=self.linear,
+        linear=linear.of_role(self.linear, 'attention'),
         parent=None,
       ),
-      'feed_forward': blocks.FeedForward(
+      'feed_forward': self.feed_forward.clone(
         hidden=self.hidden,
         dtype=self.dtype,
         residual_gain=0.0,
-        linear=self.linear,
+        linear=linear.of_role(self.linear, 'feed_forward'),
         parent=None,
+        name=None,
       ),
+      'epsilon': self.norm_epsilon,
     }
-
-
-def _row_tokens(documents_BT: jax.Array) -> tuple[attention.Tokens, jax.Array]:
-  """Tokens of whole rows, and each one's distance to its document's start."""
-  index_1T = jnp.arange(documents_BT.shape[1], dtype=jnp.int32)[None]
-  position_BT = jnp.broadcast_to(index_1T, documents_BT.shape)
-  before = jnp.pad(documents_BT[:, :-1], [(0, 0), (1, 0)])
-  start_BT = jnp.where(documents_BT != before, position_BT, 0)
-  age_BT = position_BT - jax.lax.cummax(start_BT, axis=1)
-  return attention.Tokens(position_BT, documents_BT), age_BT
 
 
 def _next_tokens(
   documents_BT: jax.Array, length_B: jax.Array
-) -> attention.Tokens:
+) -> masks_lib.Tokens:
   """Tokens that continue the cached ones; padding only at the row's end."""
   index_1T = jnp.arange(documents_BT.shape[1], dtype=jnp.int32)[None]
-  return attention.Tokens(
+  return masks_lib.Tokens(
     length_B[:, None] + index_1T, (documents_BT > 0).astype(jnp.int32)
   )
 
@@ -246,7 +246,7 @@ def _last(
 
 
 def _extend(
-  cache: Cache, layers: Any, ids_BT: jax.Array, tokens: attention.Tokens
+  cache: Cache, layers: Any, ids_BT: jax.Array, tokens: masks_lib.Tokens
 ) -> Cache:
   """The cache after the real tokens of `ids_BT`."""
   new_B = tokens.document_BT.sum(axis=1)

@@ -5,70 +5,122 @@ matmuls: it stores the weights instead of recomputing exponentials in every
 fusion, and the row sums run over K entries instead of S.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
-# Query, key, value, weight and output of a forward pass.
-_Saved = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
+
+class Part(NamedTuple):
+  """Some of the keys that queries meet, which may look different to each part.
+
+  query_BGTK: scaled. mask, bias: of a size that broadcasts to [B, G, T, S];
+  the bias, if any, is added to the logits and has no gradient.
+  """
+
+  query_BGTK: jax.Array
+  key_BGSK: jax.Array
+  value_BGSK: jax.Array
+  mask_BGTS: jax.Array
+  bias_BGTS: jax.Array | None = None
+
+
+# Arrays of one part: gradients of query, key and value.
+Gradients = tuple[jax.Array, jax.Array, jax.Array]
 
 
 @jax.custom_vjp
-def attend(
-  query_BGTK: jax.Array,
-  key_BGSK: jax.Array,
-  value_BGSK: jax.Array,
-  mask_BTS: jax.Array,
-) -> jax.Array:
-  """Softmax(query key^T) value; a query that may see nothing gives 0."""
-  return _forward(query_BGTK, key_BGSK, value_BGSK, mask_BTS)[0]
+def attend(*parts: Part) -> jax.Array:
+  """Softmax(query key^T) value, over the keys of all parts together.
+
+  A query that may see nothing gives 0.
+  """
+  return mix(parts)[0]
 
 
-def _forward(
-  query_BGTK: jax.Array,
-  key_BGSK: jax.Array,
-  value_BGSK: jax.Array,
-  mask_BTS: jax.Array,
-) -> tuple[jax.Array, _Saved]:
-  # The barriers, here and below, keep transpositions out of the operands: a
-  # matmul that transposes while it reads is free, a transposed copy is not.
-  query_BGTK, key_BGSK, value_BGSK = jax.lax.optimization_barrier(
-    (query_BGTK, key_BGSK, value_BGSK)
-  )
-  logits_BGTS = _matmul('BGTK,BGSK->BGTS', query_BGTK, key_BGSK)
-  logits_BGTS = jnp.where(mask_BTS[:, None], logits_BGTS, -jnp.inf)
-  peak_BGT1 = jnp.max(logits_BGTS, axis=-1, keepdims=True)
+def mix(parts: tuple[Part, ...]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+  """`attend`, and its weights [B, G, T, S] of every part."""
+  found = [logits(part) for part in parts]
+  peak_BGT1 = jnp.max(found[0], axis=-1, keepdims=True)
+  for logits_BGTS in found[1:]:
+    other_BGT1 = jnp.max(logits_BGTS, axis=-1, keepdims=True)
+    peak_BGT1 = jnp.maximum(peak_BGT1, other_BGT1)
   peak_BGT1 = jnp.where(jnp.isneginf(peak_BGT1), 0.0, peak_BGT1)
-  weight_BGTS = jnp.exp(logits_BGTS - peak_BGT1)
-  total_BGT1 = jnp.sum(weight_BGTS, axis=-1, keepdims=True)
-  weight_BGTS /= jnp.where(total_BGT1 == 0.0, 1.0, total_BGT1)
-  weight_BGTS = weight_BGTS.astype(value_BGSK.dtype)
-  out_BGTK = jnp.einsum('BGTS,BGSK->BGTK', weight_BGTS, value_BGSK)
-  return out_BGTK, (query_BGTK, key_BGSK, value_BGSK, weight_BGTS, out_BGTK)
+  weights = [jnp.exp(logits_BGTS - peak_BGT1) for logits_BGTS in found]
+  total_BGT1 = sum(jnp.sum(w, axis=-1, keepdims=True) for w in weights)
+  total_BGT1 = jnp.where(total_BGT1 == 0.0, 1.0, total_BGT1)
+  weights = tuple(
+    (weight_BGTS / total_BGT1).astype(part.value_BGSK.dtype)
+    for weight_BGTS, part in zip(weights, parts, strict=True)
+  )
+  out_BGTK = sum(
+    jnp.einsum('BGTS,BGSK->BGTK', weight_BGTS, part.value_BGSK)
+    for weight_BGTS, part in zip(weights, parts, strict=True)
+  )
+  return out_BGTK, weights
 
 
-def _backward(
-  saved: _Saved, grad_BGTK: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-  query_BGTK, key_BGSK, value_BGSK, weight_BGTS, out_BGTK = saved
+def pull(
+  parts: tuple[Part, ...],
+  weights: tuple[jax.Array, ...],
+  out_BGTK: jax.Array,
+  grad_BGTK: jax.Array,
+) -> tuple[Gradients, ...]:
+  """Gradients of every part from that of the output, and what `mix` gave."""
   grad_BGTK = jax.lax.optimization_barrier(grad_BGTK)
   # sum_s weight_s grad_weight_s, as in FlashAttention (arXiv 2205.14135, B.2).
   shared_BGT1 = jnp.sum(
     grad_BGTK.astype(jnp.float32) * out_BGTK, axis=-1, keepdims=True
   )
-  grad_weight_BGTS = _matmul('BGTK,BGSK->BGTS', grad_BGTK, value_BGSK)
-  grad_logits_BGTS = weight_BGTS * (grad_weight_BGTS - shared_BGT1)
-  grad_logits_BGTS = jax.lax.optimization_barrier(
-    grad_logits_BGTS.astype(query_BGTK.dtype)
-  )
-  return (
-    jnp.einsum('BGTS,BGSK->BGTK', grad_logits_BGTS, key_BGSK),
-    _contract_queries(query_BGTK, grad_logits_BGTS),
-    _contract_queries(grad_BGTK, weight_BGTS),
-    None,
-  )
+  found = []
+  for part, weight_BGTS in zip(parts, weights, strict=True):
+    grad_weight_BGTS = _matmul('BGTK,BGSK->BGTS', grad_BGTK, part.value_BGSK)
+    grad_logits_BGTS = weight_BGTS * (grad_weight_BGTS - shared_BGT1)
+    grad_logits_BGTS = jax.lax.optimization_barrier(
+      grad_logits_BGTS.astype(part.query_BGTK.dtype)
+    )
+    found.append(
+      (
+        jnp.einsum('BGTS,BGSK->BGTK', grad_logits_BGTS, part.key_BGSK),
+        _contract_queries(part.query_BGTK, grad_logits_BGTS),
+        _contract_queries(grad_BGTK, weight_BGTS),
+      )
+    )
+  return tuple(found)
+
+
+def hold(part: Part) -> Part:
+  """The part behind a barrier that keeps transpositions out of its operands.
+
+  A matmul that transposes while it reads is free, a transposed copy is not.
+  """
+  operands = jax.lax.optimization_barrier(tuple(part[:3]))
+  return Part(*operands, *part[3:])
+
+
+_Saved = tuple[tuple[Part, ...], tuple[jax.Array, ...], jax.Array]
+
+
+def _forward(*parts: Part) -> tuple[jax.Array, _Saved]:
+  parts = tuple(hold(part) for part in parts)
+  out_BGTK, weights = mix(parts)
+  return out_BGTK, (parts, weights, out_BGTK)
+
+
+def _backward(saved: _Saved, grad_BGTK: jax.Array) -> tuple[Part, ...]:
+  found = pull(*saved, grad_BGTK)
+  return tuple(Part(*gradients, None, None) for gradients in found)
 
 
 attend.defvjp(_forward, _backward)
+
+
+def logits(part: Part) -> jax.Array:
+  """Scores [B, G, T, S] in float32, -inf where nothing may be seen."""
+  logits_BGTS = _matmul('BGTK,BGSK->BGTS', part.query_BGTK, part.key_BGSK)
+  if part.bias_BGTS is not None:
+    logits_BGTS += part.bias_BGTS
+  return jnp.where(part.mask_BGTS, logits_BGTS, -jnp.inf)
 
 
 def _matmul(axes: str, left: jax.Array, right: jax.Array) -> jax.Array:

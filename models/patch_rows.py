@@ -7,8 +7,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from models import attention
 from models import cross_attention
+from models import masks
 from models import patching
 
 
@@ -25,7 +25,7 @@ class Plan(NamedTuple):
   pooled_WT: jax.Array
   slot_WT: jax.Array
   reads_WT: jax.Array
-  tokens: attention.Tokens
+  tokens: masks.Tokens
   overflow: jax.Array
 
 
@@ -60,14 +60,11 @@ def plan(
   )
   segment_WP = jnp.maximum(segment_WP, 0)
   own_WT = cross_attention.take_patches(segment_WP, slot_WT) == segment_WT
-  position_1P = jnp.arange(size, dtype=jnp.int32)[None]
   return Plan(
     patch_WT=patch_WT,
     pooled_WT=pooled_WT,
     slot_WT=slot_WT,
     reads_WT=own_WT & (segment_WT > 0),
-    tokens=attention.Tokens(
-      jnp.broadcast_to(position_1P, segment_WP.shape), segment_WP
-    ),
+    tokens=masks.row_tokens(segment_WP),
     overflow=jnp.sum((segment_WT > 0) & ~fits_WT),
   )

@@ -14,11 +14,28 @@ from models import byte_latent
 from models import patching
 
 
+class Held(NamedTuple):
+  """The byte of each row that waits, which the model has yet to read."""
+
+  waiting_B: jax.Array
+  id_B: jax.Array
+  entropy_B: jax.Array
+
+
 class Cache(NamedTuple):
-  """Decoding state: that of the entropy model, and of the model."""
+  """Decoding state: that of the entropy model, and of the model.
+
+  held: only where rows may wait, see `Patched`.
+  """
 
   entropy: Any
   model: Any
+  held: Held | None = None
+
+  @property
+  def waiting_B(self) -> jax.Array | None:
+    """Rows whose logits come with a later step; None if no row ever waits."""
+    return self.held and self.held.waiting_B
 
 
 class LMEntropy(nn.Module):
@@ -50,12 +67,18 @@ class Patched(nn.Module):
   entropy: module from ids to nats, as `LMEntropy`; it is not trained. None
     for a rule that looks at bytes only.
   model: the transformer; `model.patching` says what ends a patch.
+  wait: while decoding, rows whose byte ends a patch wait until so many do, or
+    all that have anything to read: the latent transformer, run for all rows at
+    once, then runs less often, and the byte layers more often. Logits are the
+    same, later: those of `Cache.waiting_B` mean nothing, and such a row is to
+    be given padding. With 1 no row waits.
 
   Its parameters are those of `entropy` and `model` under these names.
   """
 
   entropy: nn.Module | None
   model: byte_latent.ByteLatent
+  wait: int = 1
 
   @property
   def max_length(self) -> int | None:
@@ -69,9 +92,17 @@ class Patched(nn.Module):
 
   def init_cache(self, batch_size: int, length: int) -> Cache:
     """An empty cache for up to `length` bytes per row."""
+    if self.wait < 1:
+      raise ValueError(f'wait={self.wait} must be at least 1, which waits not.')
+    held = Held(
+      jnp.zeros(batch_size, bool),
+      jnp.zeros(batch_size, jnp.int32),
+      jnp.zeros(batch_size, jnp.float32),
+    )
     return Cache(
       self.entropy and self.entropy.init_cache(batch_size, length),
       self.model.init_cache(batch_size, length),
+      held if self.wait > 1 else None,
     )
 
   def __call__(
@@ -103,7 +134,51 @@ class Patched(nn.Module):
       entropy_BT = computed_BT if entropy_BT is None else entropy_BT
     if entropy_BT is not None:
       entropy_BT = jax.lax.stop_gradient(entropy_BT.astype(jnp.float32))
+    if cache is None:
+      logits_BTV, _ = self.model(ids_BT, documents_BT, entropy_BT=entropy_BT)
+      return logits_BTV, None
+    if documents_BT is None:
+      documents_BT = jnp.ones_like(ids_BT)
+    inner, held = cache.model, cache.held
+    if held is not None and ids_BT.shape[1] > 1:
+      inner, held = self._read_held(inner, held)
+    elif held is not None:
+      if entropy_BT is None:
+        entropy_BT = jnp.zeros(ids_BT.shape, jnp.float32)
+      new = Held(documents_BT[:, 0] > 0, ids_BT[:, 0], entropy_BT[:, 0])
+      reads_B, new, held = self._release(inner, held, new)
+      ids_BT, entropy_BT = new.id_B[:, None], new.entropy_B[:, None]
+      documents_BT = reads_B.astype(jnp.int32)[:, None]
     logits_BTV, inner = self.model(
-      ids_BT, documents_BT, cache and cache.model, entropy_BT=entropy_BT
+      ids_BT, documents_BT, inner, entropy_BT=entropy_BT
     )
-    return logits_BTV, None if cache is None else Cache(state, inner)
+    return logits_BTV, Cache(state, inner, held)
+
+  def _release(
+    self, inner: Any, held: Held, new: Held
+  ) -> tuple[jax.Array, Held, Held]:
+    """Rows that read now, every row's unread byte, and those that stay held.
+
+    new: a byte of each row, `waiting_B` where it is one and not padding.
+    """
+    unread = jax.tree.map(
+      lambda old_B, new_B: jnp.where(held.waiting_B, old_B, new_B), held, new
+    )
+    closes_B, _ = self.model.patching.step(
+      inner.patching, unread.id_B, unread.entropy_B
+    )
+    closes_B &= unread.waiting_B
+    enough = jnp.minimum(self.wait, jnp.sum(unread.waiting_B))
+    stays_B = closes_B & (jnp.sum(closes_B) < enough)
+    reads_B = unread.waiting_B & ~stays_B
+    return reads_B, unread, unread._replace(waiting_B=stays_B)
+
+  def _read_held(self, inner: Any, held: Held) -> tuple[Any, Held]:
+    """The model's cache after the bytes that waited, and none that waits."""
+    _, inner = self.model(
+      held.id_B[:, None],
+      held.waiting_B.astype(jnp.int32)[:, None],
+      inner,
+      entropy_BT=held.entropy_B[:, None],
+    )
+    return inner, held._replace(waiting_B=jnp.zeros_like(held.waiting_B))

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from models import attention
 from models import blocks
+from models import layer_cache
 from models import linear
-from models import masks
+from models import masks as masks_lib
 from models import positions
 
 
@@ -20,9 +21,11 @@ class Stack(nn.Module):
   width, heads, key_value_heads, hidden: sizes, as in models.lm.ByteLM; no
     key_value_heads means as many as heads.
   masks: attention pattern of layer i is masks[i % len(masks)].
+  position: how attention tells positions apart, from models.positions.
   residual_gain: initial size of what a feed-forward layer adds.
   scan_layers: one compiled block for all layers, parameters stacked.
   remat: recompute each block in the backward pass instead of storing it.
+  feed_forward: prototype of the feed-forward layers, as blocks.FeedForward.
   linear, dtype: set by the model.
   """
 
@@ -31,21 +34,23 @@ class Stack(nn.Module):
   heads: int
   hidden: int
   key_value_heads: int | None = None
-  masks: tuple[Any, ...] = (masks.Causal(),)
-  rope_theta: float = 500_000.0
+  masks: tuple[Any, ...] = (masks_lib.Causal(),)
+  position: Any = positions.Rotary(theta=500_000.0)
   query_key_norm: bool = False
   residual_gain: float = 0.0
   scan_layers: bool = False
   remat: bool = False
-  linear: nn.Module = linear.Dense()
+  linear: Any = linear.Dense()
+  feed_forward: nn.Module = blocks.FeedForward()
   dtype: str = 'float32'
 
   def init_cache(self, batch_size: int, length: int) -> Any:
     """Empty caches of all layers for up to `length` positions per row."""
     layers = tuple(
-      attention.empty_cache(
+      layer_cache.empty(
+        self.masks[i % len(self.masks)],
         batch_size,
-        self.masks[i % len(self.masks)].slots(length),
+        length,
         self.key_value_heads or self.heads,
         self.width // self.heads,
         self.dtype,
@@ -60,7 +65,7 @@ class Stack(nn.Module):
   def __call__(
     self,
     x_BTD: jax.Array,
-    tokens: attention.Tokens,
+    tokens: masks_lib.Tokens,
     caches: Any = None,
     before: Callable[[int, jax.Array], jax.Array] | None = None,
   ) -> tuple[jax.Array, Any]:
@@ -68,11 +73,7 @@ class Stack(nn.Module):
 
     before: changes the states that layer i reads, as before(i, x_BTD).
     """
-    turn = positions.rotation(
-      tokens.position_BT,
-      head_width=self.width // self.heads,
-      theta=self.rope_theta,
-    )
+    turn = self.position.turn(tokens.position_BT, self.width // self.heads)
     block_class = blocks.Block
     if self.remat:
       block_class = nn.remat(block_class, prevent_cse=not self.scan_layers)
@@ -84,7 +85,7 @@ class Stack(nn.Module):
         )
       scan = nn.scan(
         block_class,
-        variable_axes={'params': 0, 'intermediates': 0},
+        variable_axes={'params': 0, 'intermediates': 0, 'counts': 0},
         split_rngs={'params': True},
         in_axes=(nn.broadcast, nn.broadcast, 0),
         length=self.layers,
@@ -115,16 +116,18 @@ class Stack(nn.Module):
         key_value_heads=key_value_heads,
         head_width=self.width // self.heads,
         mask=self.masks[layer % len(self.masks)],
+        position=self.position,
         query_key_norm=self.query_key_norm,
         dtype=self.dtype,
-        linear=self.linear,
+        linear=linear.of_role(self.linear, 'attention'),
         parent=None,
       ),
-      'feed_forward': blocks.FeedForward(
+      'feed_forward': self.feed_forward.clone(
         hidden=self.hidden,
         dtype=self.dtype,
         residual_gain=self.residual_gain,
-        linear=self.linear,
+        linear=linear.of_role(self.linear, 'feed_forward'),
         parent=None,
+        name=None,
       ),
     }

@@ -7,7 +7,6 @@ as `linear.Dense`: `ByteLM(linear=BlockTensorTrain(rank=1))`. The kernel
 """
 
 import math
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -20,38 +19,15 @@ from models import factorize
 _FACTORS = {'balanced': factorize.balanced, 'greedy': factorize.greedy}
 
 
-class Taxonomy(NamedTuple):
-  """Exponents of a square layer in its width d.
-
-  sharing: multiply-adds per parameter, d^sharing (omega).
-  rank: d^rank (psi).
-  compute: multiply-adds per token, d^(1 + compute) (nu).
-  """
-
-  sharing: float
-  rank: float
-  compute: float
-
-
-def taxonomy(theta: tuple[float, ...]) -> Taxonomy:
-  """Exponents of the einsum `theta` in its cheaper order of core_chain."""
-  alpha, beta, gamma, delta, epsilon, phi, rho = theta
-  cheaper = max(min(alpha, epsilon), min(beta, delta))
-  return Taxonomy(
-    sharing=min(alpha + delta, beta + epsilon) - cheaper,
-    rank=min(
-      1.0, gamma + phi + rho + min(alpha, delta) + min(beta, epsilon)
-    ),
-    compute=1 + rho - cheaper,
-  )
-
-
 class Structured(nn.Module, kw_only=True):
   """y = x W with W a chain of cores; subclasses say which.
 
   features: output width, set by the model that copies the prototype.
   gain: multiplies the initial deviation of the last core only, so that 0
     starts a residual branch silent and leaves the first cores to learn.
+  cap: a core of larger root mean square than `deviation` is scaled down to it,
+    and every core by a learnable `core_i_gain`, 1 at first. Keeps long runs of
+    transformers from blowing up (arXiv 2406.06248, section 5.2).
   dtype: of the computation; parameters are float32.
 
   The deviation of a core is fan_in^-1/2 min(1, sqrt(fan_out / fan_in)), which
@@ -61,6 +37,7 @@ class Structured(nn.Module, kw_only=True):
 
   features: int = 0
   gain: float = 1.0
+  cap: bool = False
   dtype: str = 'float32'
 
   def chain(self, d_in: int, d_out: int) -> core_chain.Chain:
@@ -76,15 +53,16 @@ class Structured(nn.Module, kw_only=True):
     chain = self.chain(d_in, self.features)
     kernels = []
     for i, shape in enumerate(chain.shapes):
-      _, fan_in, fan_out = shape
-      deviation = min(fan_in, fan_out) ** 0.5 / fan_in
+      size = deviation(shape)
       if i == len(chain.shapes) - 1:
-        deviation *= self.gain
-      kernels.append(
-        self.param(
-          kernel_name(i), nn.initializers.normal(deviation), shape, jnp.float32
-        ).astype(self.dtype)
+        size *= self.gain
+      kernel = self.param(
+        kernel_name(i), nn.initializers.normal(size), shape, jnp.float32
       )
+      if self.cap:
+        gain = self.param(gain_name(i), nn.initializers.ones, (), jnp.float32)
+        kernel = capped(kernel, gain, shape)
+      kernels.append(kernel.astype(self.dtype))
     tokens = x.reshape(-1, d_in).astype(self.dtype)
     out = core_chain.contract(chain, kernels, tokens)
     return out.reshape(*x.shape[:-1], self.features)
@@ -99,6 +77,14 @@ class Structured(nn.Module, kw_only=True):
         ' as prototype.copy(features=64).'
       )
     return where
+
+
+class Full(Structured, kw_only=True):
+  """W itself, as a chain of one core: the dense expert of a mixture."""
+
+  def chain(self, d_in: int, d_out: int) -> core_chain.Chain:
+    self._check_widths(d_in, d_out)
+    return core_chain.train(d_in, d_out, (d_in,), (d_out,))
 
 
 class LowRank(Structured, kw_only=True):
@@ -308,12 +294,41 @@ def kernel_name(core: int) -> str:
   return f'core_{core}_kernel'
 
 
+def gain_name(core: int) -> str:
+  """The parameter that scales a core of a layer with `cap`."""
+  return f'core_{core}_gain'
+
+
+def deviation(shape: tuple[int, int, int]) -> float:
+  """Initial deviation of a core [blocks, fan-in, fan-out]."""
+  _, fan_in, fan_out = shape
+  return min(fan_in, fan_out) ** 0.5 / fan_in
+
+
+def capped(
+  kernel: jax.Array, gain: jax.Array, shape: tuple[int, int, int]
+) -> jax.Array:
+  """gain W / max(1, rms(W) / deviation), over all of W.
+
+  shape: of the core; W may have more axes before these.
+  """
+  rms = jnp.sqrt(jnp.mean(jnp.square(kernel)) + 1e-8)
+  return gain * kernel / jnp.maximum(1.0, rms / deviation(shape))
+
+
 def to_dense(
   layer: Structured, params: dict[str, jax.Array], *, d_in: int, d_out: int
 ) -> jax.Array:
   """The matrix [d_in, d_out] that a layer with these parameters applies."""
   chain = layer.chain(d_in, d_out)
   kernels = [params[kernel_name(i)] for i in range(len(chain.cores))]
+  if layer.cap:
+    kernels = [
+      capped(kernel, params[gain_name(i)], shape)
+      for i, (kernel, shape) in enumerate(
+        zip(kernels, chain.shapes, strict=True)
+      )
+    ]
   return core_chain.to_dense(chain, kernels)
 
 
@@ -321,11 +336,16 @@ def from_dense(layer: Structured, matrix: np.ndarray) -> dict[str, np.ndarray]:
   """Parameters of a layer whose matrix is near `matrix` [d_in, d_out].
 
   The nearest for two cores without padding; `core_chain.from_dense` says
-  what is exact. Float64, for the caller to cast.
+  what is exact. Float64, for the caller to cast. Gains undo the cap.
   """
   chain = layer.chain(*matrix.shape)
-  kernels = core_chain.from_dense(chain, matrix)
-  return {kernel_name(i): kernel for i, kernel in enumerate(kernels)}
+  params = {}
+  for i, kernel in enumerate(core_chain.from_dense(chain, matrix)):
+    params[kernel_name(i)] = kernel
+    if layer.cap:
+      rms = np.sqrt(np.mean(kernel**2) + 1e-8)
+      params[gain_name(i)] = np.maximum(1.0, rms / deviation(chain.shapes[i]))
+  return params
 
 
 def _factors(

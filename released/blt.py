@@ -243,6 +243,7 @@ def _check_parts(
   """Raises ValueError for fields of the parts that we cannot honour."""
   for part in (entropy, encoder, decoder, latent):
     fields_lib.check_block(part)
+    fields_lib.check_epsilon(part)
   for part in (entropy, encoder, decoder):
     part.require('vocab_size', None, VOCABULARY)
   decoder.require('hidden_size', encoder.get('hidden_size'))

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from models import positions
 from released import tensor_files
 
 NAME = 'config.json'
@@ -109,30 +110,78 @@ class Fields:
     )
 
 
-def theta(fields: Fields) -> float:
-  """The base of the rotary angles, of old and of new layouts.
+def position(fields: Fields) -> positions.Rotary:
+  """The rotary angles, of old and of new layouts.
 
   New ones have rope_parameters, old ones rope_theta and rope_scaling beside
-  the other fields. Raises ValueError for angles scaled in any way.
+  the other fields. Raises ValueError for angles scaled in a way that
+  models.positions does not know.
   """
   new, old = fields.section('rope_parameters'), fields.section('rope_scaling')
-  for scaling in (new, old):
-    for name in ('rope_type', 'type'):
-      scaling.require(name, None, 'default')
-    for name in ('partial_rotary_factor', 'factor'):
-      scaling.require(name, None, 1.0, 1)
+  scaling = None
+  for section in (old, new):
+    scaling = _scaling(section) or scaling
+    section.require('partial_rotary_factor', None, 1.0, 1)
   fields.require('partial_rotary_factor', None, 1.0, 1)
   holder = new if new.get('rope_theta') is not None else fields
-  if holder.number('rope_theta') <= 0:
-    holder.refuse('rope_theta', 'must be positive')
-  return holder.number('rope_theta')
+  return positions.Rotary(_positive(holder, 'rope_theta'), scaling)
+
+
+def _scaling(section: Fields) -> positions.Linear | positions.Llama3 | None:
+  """What rope_parameters or rope_scaling say beside the base."""
+  for name in ('rope_type', 'type'):
+    section.require(name, None, 'default', 'linear', 'llama3')
+  kind = section.get('rope_type') or section.get('type')
+  if kind == 'linear':
+    return positions.Linear(_positive(section, 'factor'))
+  if kind != 'llama3':
+    section.require('factor', None, 1.0, 1)
+    return None
+  found = positions.Llama3(
+    factor=_positive(section, 'factor'),
+    low_frequency=_positive(section, 'low_freq_factor'),
+    high_frequency=_positive(section, 'high_freq_factor'),
+    original_length=section.integer('original_max_position_embeddings'),
+  )
+  if found.high_frequency <= found.low_frequency:
+    section.refuse('high_freq_factor', 'must be above low_freq_factor')
+  return found
+
+
+def _positive(fields: Fields, name: str) -> float:
+  if fields.number(name) <= 0:
+    fields.refuse(name, 'must be positive')
+  return fields.number(name)
+
+
+def _describe_position(position: positions.Rotary) -> dict[str, Any]:
+  """Inverse of `position`; ValueError for what transformers' Llama lacks."""
+  if not isinstance(position, positions.Rotary):
+    check_choices({'position': (type(position).__name__, 'Rotary')})
+  found: dict[str, Any] = {'rope_theta': position.theta}
+  scaling = position.scaling
+  if scaling is None:
+    return found | {'rope_type': 'default'}
+  found['factor'] = scaling.factor
+  if isinstance(scaling, positions.Linear):
+    return found | {'rope_type': 'linear'}
+  return found | {
+    'rope_type': 'llama3',
+    'low_freq_factor': scaling.low_frequency,
+    'high_freq_factor': scaling.high_frequency,
+    'original_max_position_embeddings': scaling.original_length,
+  }
+
+
+def check_epsilon(fields: Fields) -> None:
+  """Raises ValueError for norms other than those of models.stacks."""
+  for name in ('rms_norm_eps', 'norm_eps'):
+    fields.require(name, None, EPSILON)
 
 
 def check_block(fields: Fields) -> None:
   """Raises ValueError for blocks that models.blocks does not have."""
   fields.require('hidden_act', None, 'silu')
-  for name in ('rms_norm_eps', 'norm_eps'):
-    fields.require(name, None, EPSILON)
   for name in ('dropout', 'attention_dropout'):
     fields.require(name, None, 0, 0.0)
   for name in ('attention_bias', 'mlp_bias'):
@@ -158,7 +207,7 @@ def sizes(part: Fields) -> dict[str, Any]:
     'heads': heads,
     'key_value_heads': part.optional_integer('num_key_value_heads') or heads,
     'hidden': part.integer('intermediate_size') if hidden else 8 * width // 3,
-    'rope_theta': theta(part),
+    'position': position(part),
   }
 
 
@@ -171,10 +220,7 @@ def describe(stack: Any) -> dict[str, Any]:
     'num_key_value_heads': stack.key_value_heads or stack.heads,
     'intermediate_size': stack.hidden,
     'rms_norm_eps': EPSILON,
-    'rope_parameters': {
-      'rope_type': 'default',
-      'rope_theta': stack.rope_theta,
-    },
+    'rope_parameters': _describe_position(stack.position),
     'hidden_act': 'silu',
   }
 

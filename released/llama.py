@@ -57,6 +57,7 @@ def model(config: fields_lib.Fields) -> lm.ByteLM:
     masks=(masks.Causal(window),),
     vocabulary_size=config.integer('vocab_size'),
     tie_head=config.get('tie_word_embeddings'),
+    norm_epsilon=config.number('rms_norm_eps'),
     **fields_lib.sizes(config),
   )
 
@@ -78,6 +79,8 @@ def describe(model: nn.Module, dtype: str) -> dict[str, Any]:
   """
   choices: Mapping[str, tuple[Any, Any]] = {
     'masks': (len(model.masks), 1),
+    'masks.0': (type(model.masks[0]).__name__, 'Causal'),
+    'position': (type(model.position).__name__, 'Rotary'),
     'ngrams.sizes': (model.ngrams.sizes, ()),
     'recall.sizes': (model.recall.sizes, ()),
     'query_key_norm': (model.query_key_norm, False),
@@ -89,6 +92,7 @@ def describe(model: nn.Module, dtype: str) -> dict[str, Any]:
     'architectures': [f'{kind.title()}ForCausalLM'],
     'model_type': kind,
     'dtype': dtype,
+    'rms_norm_eps': model.norm_epsilon,
     'vocab_size': model.vocabulary_size,
     'sliding_window': window,
     'max_position_embeddings': model.max_length or 2**17,

@@ -66,8 +66,14 @@ class Chain:
     logits_BV = self.transform(keys_B, logits_BV, memory)
     token_B = draw.draw(keys_B, logits_BV)
     drawn = history.Drawn(token_B, active_B, logits_BV)
+    return token_B, self.remember(memory, drawn)
+
+  def remember(
+    self, memory: tuple[Any, ...], drawn: history.Drawn
+  ) -> tuple[Any, ...]:
+    """The memory that knows of these tokens too."""
     remembering = [rule for rule in self.rules if hasattr(rule, 'init')]
-    return token_B, tuple(
+    return tuple(
       rule.update(part, drawn)
       for rule, part in zip(remembering, memory, strict=True)
     )

@@ -159,6 +159,7 @@ class MaxLength:
 def check(rules: tuple[Any, ...], num_ids: int | None = None) -> None:
   """ValueError where rules contradict each other or name ids beyond V - 1."""
   lengths, allowed, denied = {}, None, set()
+  _check_places(rules)
   for rule in rules:
     if isinstance(rule, MinLength | MaxLength):
       length = knobs.on_host(rule.length)
@@ -186,6 +187,23 @@ def check(rules: tuple[Any, ...], num_ids: int | None = None) -> None:
     raise ValueError(
       f'allow and deny leave no id of {sorted(left)[:5]}; drop one of them'
     )
+
+
+def _check_places(rules: tuple[Any, ...]) -> None:
+  for place, rule in enumerate(rules):
+    name = type(rule).__name__
+    if not getattr(rule, 'is_active', False):
+      continue
+    if getattr(rule, 'needs_raw_logits', False) and place:
+      raise ValueError(
+        f'{name} speaks of the law of the model itself, which'
+        f' {type(rules[place - 1]).__name__} before it changes; put it first'
+      )
+    if getattr(rule, 'leaves_one', False) and place + 1 < len(rules):
+      raise ValueError(
+        f'{name} leaves one token, so that {type(rules[place + 1]).__name__}'
+        ' behind it has no choice; drop that, or take bat_set'
+      )
 
 
 def _check_ids(rule: Any, num_ids: int) -> None:

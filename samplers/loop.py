@@ -3,6 +3,8 @@
 A step is a hashable `step(params, ids_BT, documents_BT, cache)` that appends
 the new tokens to the cache and returns `(logits_BTV, cache)`. Tokens whose
 document is 0 are padding: it must not store them, and their logits are unused.
+A cache may have `waiting_B`: the logits of these rows come with a later step,
+to which they are given padding.
 A sampler is a pytree with `sampler(keys_B, logits_BV) -> token_B`. One that
 remembers its rows has, instead, `init(prompt) -> memory`, for prefill to call,
 and `step(keys_B, logits_BV, memory, active_B) -> (token_B, memory)`.
@@ -104,15 +106,15 @@ def decode(
   NaN, +inf or all -inf is done without a token; `check` says which.
   """
 
-  def unfinished(carry: tuple[jax.Array, State]) -> jax.Array:
-    count, state = carry
-    return (count < num_steps) & ~jnp.all(state.done_B)
+  last_B = state.length_B + num_steps
 
-  def advance(carry: tuple[jax.Array, State]) -> tuple[jax.Array, State]:
-    count, state = carry
-    return count + 1, _advance(step, params, state, sampler, stop_ids)
+  def unfinished(state: State) -> jax.Array:
+    return ~jnp.all(state.done_B | (state.length_B >= last_B))
 
-  return jax.lax.while_loop(unfinished, advance, (jnp.int32(0), state))[1]
+  def advance(state: State) -> State:
+    return _advance(step, params, state, sampler, stop_ids, last_B)
+
+  return jax.lax.while_loop(unfinished, advance, state)
 
 
 def generate(
@@ -164,12 +166,20 @@ def _advance(
   state: State,
   sampler: Sampler,
   stop_ids: Sequence[int],
+  last_B: jax.Array,
 ) -> State:
-  """Draws one token for each row not done and feeds it to the step."""
+  """Draws a token for each row that neither waits nor is done, and steps.
+
+  last_B: lengths at which rows pause.
+  """
   batch_size, capacity = state.ids_BN.shape
+  waits_B = getattr(state.cache, 'waiting_B', None)
+  asked_B = ~state.done_B & (state.length_B < last_B)
+  if waits_B is not None:
+    asked_B &= ~waits_B
   is_law_B = jnp.isfinite(jnp.max(state.logits_BV, axis=1))
-  failed_B = state.failed_B | (~state.done_B & ~is_law_B)
-  active_B = ~state.done_B & is_law_B
+  failed_B = state.failed_B | (asked_B & ~is_law_B)
+  active_B = asked_B & is_law_B
   draw_keys_B = jax.vmap(jax.random.fold_in)(state.keys_B, state.length_B)
   memory = state.memory
   if hasattr(sampler, 'init'):
@@ -191,11 +201,14 @@ def _advance(
     params, token_B[:, None], active_B[:, None].astype(jnp.int32), state.cache
   )
   logits_BV = logits_B1V[:, 0].astype(jnp.float32)
+  answered_B = active_B
+  if waits_B is not None:
+    answered_B = (active_B | waits_B) & ~cache.waiting_B
   return State(
     cache=cache,
     ids_BN=ids_BN,
     length_B=length_B,
-    logits_BV=jnp.where(active_B[:, None], logits_BV, state.logits_BV),
+    logits_BV=jnp.where(answered_B[:, None], logits_BV, state.logits_BV),
     done_B=state.done_B | stopped_B | failed_B,
     keys_B=state.keys_B,
     failed_B=failed_B,

@@ -31,6 +31,9 @@ class Mirostat:
   target: knobs.Number = 0.0
   rate: knobs.Number = 0.1
 
+  # For samplers.hf.
+  needs_drawn_logits = True
+
   def __post_init__(self) -> None:
     knobs.settle(
       self,

@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from samplers import loop
+from samplers import rows as axes
 
 Rows = tuple[jax.Array, jax.Array, jax.Array]
 
@@ -93,10 +94,7 @@ def build(
 def _row_specs(run: Callable[[Rows], loop.State], rows: Rows) -> loop.State:
   """Which axis of every result grows with the rows."""
   twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), rows)
-  one, two = jax.eval_shape(run, rows), jax.eval_shape(run, twice)
-
-  def spec(small: jax.ShapeDtypeStruct, large: jax.ShapeDtypeStruct) -> P:
-    sizes = zip(small.shape, large.shape, strict=True)
-    return P(*(None if a == b else _AXIS for a, b in sizes))
-
-  return jax.tree.map(spec, one, two)
+  found = axes.Axes(jax.eval_shape(run, rows), jax.eval_shape(run, twice))
+  return jax.tree.map(
+    lambda axis: P(*[None] * axis, _AXIS) if axis >= 0 else P(), found.tree
+  )

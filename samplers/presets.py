@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from samplers import bat
 from samplers import constraints
 from samplers import dry
 from samplers import entropy
@@ -40,6 +41,8 @@ RULES: Mapping[str, type] = {
   'deny': constraints.Deny,
   'min_length': constraints.MinLength,
   'max_length': constraints.MaxLength,
+  'bat': bat.Bat,
+  'bat_set': bat.BatSet,
 }
 _NAMES = {rule: name for name, rule in RULES.items()}
 

@@ -14,7 +14,9 @@ import tomllib
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
-ENTRY_POINTS = ('train', 'eval', 'sample', 'convert', 'patches')
+ENTRY_POINTS = (
+  'train', 'eval', 'sample', 'convert', 'patches', 'structure',
+)  # fmt: skip
 
 # Dotted prefixes beyond the standard library and the package itself.
 MAY_IMPORT = {
@@ -69,7 +71,9 @@ MAY_IMPORT = {
   },
 }
 # They parse flags and put the packages together; nobody imports them.
-SCRIPTS = {f'{name}.py' for name in ENTRY_POINTS} | {'bounds/__main__.py'}
+SCRIPTS = {f'{name}.py' for name in ENTRY_POINTS} | {
+  f'bounds/{name}.py' for name in ('__main__', 'kgram', 'verify')
+}
 FREE = ('bench', 'tests')
 BANNED = ('tensorflow', 'clu', 'chex')
 BAD_NAMES = ('utils', 'util', 'common', 'core', 'lib', 'helpers', 'misc')

@@ -21,6 +21,7 @@ from training import step as step_lib
 
 # Half the compile time; the partitioner is not affected.
 QUICK = {'xla_backend_optimization_level': 0}
+MESHES = [(8, 1, 1), (4, 2, 1), (1, 8, 1), (2, 2, 2), (4, 1, 2), (1, 4, 2)]
 SIZES = ('400m', '1b', '2b', '4b', '8b')
 # Millions: encoder, latent, decoder, n-gram tables, all with the entropy model
 # (arXiv 2412.09871, its table of models, counted on transformers' BLT).
@@ -124,15 +125,19 @@ def small_model():
   )
 
 
+@functools.cache
 def gradient_parts():
-  model = small_model()
+  """Rows of two documents and padding, whose patches share latent rows."""
+  model = small_model().clone(rows=2)
   rng = np.random.default_rng(0)
   ids = rng.choice(np.frombuffer(b'ab c', np.uint8), (8, 24)).astype('int32')
+  documents = 1 + (np.arange(24) >= np.arange(5, 13)[:, None]).astype('int32')
+  documents[::3, -2:] = 0
   batch = {
     'ids': ids + 4,
     'targets': np.roll(ids, -1, 1) + 4,
-    'documents': np.ones_like(ids),
-    'mask': np.ones(ids.shape, np.float32),
+    'documents': documents,
+    'mask': (documents > 0).astype(np.float32),
   }
   shapes = jax.eval_shape(model.init, jax.random.key(0), ids)['params']
   params = jax.tree.map(
@@ -151,9 +156,10 @@ def gradient_parts():
   return params, batch, gradient, expected
 
 
-def test_sharded_gradients_are_those_of_one_device():
+@pytest.mark.parametrize('shape', MESHES, ids=str)
+def test_sharded_gradients_are_those_of_one_device(shape):
   params, batch, gradient, expected = gradient_parts()
-  mesh = sharding.MeshShape(2, 2, 2).build()
+  mesh = sharding.MeshShape(*shape).build()
   placed = sharding.shard_tree(params, mesh, blt_paper.SHARDINGS)
   rows = sharding.batch_sharding(mesh)
   with jax.set_mesh(mesh):

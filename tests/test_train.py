@@ -259,7 +259,7 @@ def test_nothing_compiles_after_the_first_step_of_each_shape(
     if message.startswith(('Compiling ', 'batch '))
   ]
   assert messages.count('Compiling jit(train_step)') == 1
-  assert messages.count('Compiling jit(_score)') == 1
+  assert messages.count('Compiling jit(score)') == 1
   # By then there has been an evaluation and a checkpoint.
   late = messages[messages.index('batch 5') :]
   assert late == [f'batch {count}' for count in range(5, 10)]

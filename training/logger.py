@@ -12,6 +12,9 @@ import numpy as np
 from training import metrics
 from training import step
 
+# Of bytes without room for their patch, what a run is warned of.
+_OVERFLOW = 0.01
+
 
 class Logger:
   """Writes the metrics of a finished step while the next one runs."""
@@ -35,6 +38,7 @@ class Logger:
     # All at once: an operation now and then would wait for the step that runs.
     self._rate_N = np.asarray(jax.jit(schedule)(jnp.arange(steps)))
     self._last = (start, time.monotonic())
+    self._warned = False
     self.saved = start
 
   @contextlib.contextmanager
@@ -81,4 +85,18 @@ class Logger:
         'time/bytes_per_second': self._bytes_per_step / seconds,
       }
       | {f'train/{name}': value for name, value in values.means.items()},
+    )
+    self._warn(float(values.means.get('overflow', 0.0)), number, progress)
+
+  def _warn(
+    self, share: float, number: int, progress: metrics.Progress
+  ) -> None:
+    """Says once that patches have too little room."""
+    if share <= _OVERFLOW or self._warned:
+      return
+    self._warned = True
+    progress.say(
+      f'step {number}: {share:.1%} of the bytes are in patches without room, as'
+      " metrics' train/overflow counts; raise the reserve of the model or its"
+      ' mean patch length (see patches.py).'
     )

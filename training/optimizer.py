@@ -1,23 +1,28 @@
 """Optimizers as frozen dataclasses: `build` makes the Optax transformation."""
 
 import dataclasses
+import functools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
 
 from training import sharding
+from training import transfer
 
 
-@dataclasses.dataclass(frozen=True)
-class AdamW:
-  """AdamW (arXiv 1711.05101), linear warm-up, cosine decay, global clipping.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Optimizer:
+  """What all optimizers share: schedule, clipping, factors, frozen parameters.
 
   learning_rate: peak, reached after `warmup_steps`; it falls along a cosine to
     `final_ratio` of it at the last step.
-  decay_rule: regular expression of the parameter paths that are decayed, by
-    default every matrix of a projection and no norm or embedding.
+  base: the model for which learning_rate was chosen, or None. Rates of other
+    widths and structures follow from it (training.transfer): this model at its
+    width there, its projections as they are or linear.Dense(). It goes with
+    configs.initial.LikeBase.
   multipliers: (regular expression, factor) pairs; the first that matches a
     parameter's path scales its learning rate.
   clip: bound on the global gradient norm, None for none.
@@ -27,11 +32,7 @@ class AdamW:
   learning_rate: float = 1e-3
   warmup_steps: int = 100
   final_ratio: float = 0.1
-  b1: float = 0.9
-  b2: float = 0.95
-  epsilon: float = 1e-8
-  weight_decay: float = 0.1
-  decay_rule: str = r'kernel$'
+  base: Any = None
   multipliers: tuple[tuple[str, float], ...] = ()
   clip: float | None = 1.0
   frozen: tuple[str, ...] = ()
@@ -46,8 +47,7 @@ class AdamW:
       raise ValueError(
         f'optimizer.clip={self.clip} must be positive, or None for no bound.'
       )
-    multiplied = (rule for rule, _ in self.multipliers)
-    for rule in (self.decay_rule, *self.frozen, *multiplied):
+    for rule in (*self.frozen, *(rule for rule, _ in self.multipliers)):
       sharding.compile_rule(rule, 'optimizer')
 
   def schedule(self, steps: int) -> optax.Schedule:
@@ -63,11 +63,15 @@ class AdamW:
   def build(self, steps: int) -> optax.GradientTransformation:
     """The transformation for a run of `steps` steps."""
     parts = [
-      optax.scale_by_adam(self.b1, self.b2, self.epsilon),
-      optax.add_decayed_weights(self.weight_decay, self._decayed),
+      *self._directions(),
       optax.scale_by_learning_rate(self.schedule(steps)),
-      _scale_by_path(self.multipliers),
+      _scale(functools.partial(_by_path, self.multipliers)),
     ]
+    if self.base is not None:
+      shapes = transfer.base_shapes(self.base)
+      parts.append(
+        _scale(functools.partial(transfer.rates, base=shapes, rule=self._rule))
+      )
     if self.clip is not None:
       parts.insert(0, optax.clip_by_global_norm(self.clip))
     if not self.frozen:
@@ -76,35 +80,96 @@ class AdamW:
       {False: optax.chain(*parts), True: optax.set_to_zero()}, self._frozen
     )
 
+  @property
+  def _rule(self) -> str:
+    """Of training.transfer.RULES."""
+    raise NotImplementedError
+
+  def _directions(self) -> list[optax.GradientTransformation]:
+    """From clipped gradients to steps of a unit learning rate."""
+    raise NotImplementedError
+
   def _frozen(self, params: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(
-      lambda path, _: any(
-        re.search(rule, sharding.name(path)) for rule in self.frozen
+    return _matching(self.frozen, params)
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamW(Optimizer):
+  """AdamW (arXiv 1711.05101).
+
+  decay_rule: regular expression of the parameter paths that are decayed, by
+    default every matrix of a projection and no norm or embedding. The decay of
+    a parameter goes with its learning rate.
+  """
+
+  b1: float = 0.9
+  b2: float = 0.95
+  epsilon: float = 1e-8
+  weight_decay: float = 0.1
+  decay_rule: str = r'kernel$'
+
+  _rule = 'adam'
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    sharding.compile_rule(self.decay_rule, 'optimizer')
+
+  def _directions(self) -> list[optax.GradientTransformation]:
+    return [
+      optax.scale_by_adam(self.b1, self.b2, self.epsilon),
+      optax.add_decayed_weights(
+        self.weight_decay, functools.partial(_matching, (self.decay_rule,))
       ),
-      params,
-    )
-
-  def _decayed(self, params: Any) -> Any:
-    return jax.tree_util.tree_map_with_path(
-      lambda path, _: bool(re.search(self.decay_rule, sharding.name(path))),
-      params,
-    )
+    ]
 
 
-def _scale_by_path(
-  multipliers: tuple[tuple[str, float], ...],
+@dataclasses.dataclass(frozen=True)
+class SGD(Optimizer):
+  """Gradient descent with heavy-ball momentum, 0 for none."""
+
+  momentum: float = 0.9
+
+  _rule = 'sgd'
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    if not 0 <= self.momentum < 1:
+      raise ValueError(
+        f'optimizer.momentum={self.momentum} must be in [0, 1).'
+      )
+
+  def _directions(self) -> list[optax.GradientTransformation]:
+    return [optax.trace(self.momentum)] if self.momentum else []
+
+
+def _matching(rules: tuple[str, ...], params: Any) -> Any:
+  """True for every parameter whose path one of the rules finds."""
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: any(re.search(rule, sharding.name(path)) for rule in rules),
+    params,
+  )
+
+
+def _by_path(
+  multipliers: tuple[tuple[str, float], ...], params: Any
+) -> dict[str, float]:
+  """The factor of the first rule that each path matches."""
+  paths = jax.tree_util.tree_leaves_with_path(params)
+  return {
+    name: next((v for rule, v in multipliers if re.search(rule, name)), 1.0)
+    for name in (sharding.name(path) for path, _ in paths)
+  }
+
+
+def _scale(
+  factors: Callable[[Any], dict[str, float]],
 ) -> optax.GradientTransformation:
-  """Scales each update by the factor of the first rule its path matches."""
-
-  def factor(path: Any) -> float:
-    for rule, value in multipliers:
-      if re.search(rule, sharding.name(path)):
-        return value
-    return 1.0
+  """Scales each update by the factor of its path, which its shapes give."""
 
   def scale(updates: Any, _: Any = None) -> Any:
+    by_path = factors(updates)
     return jax.tree_util.tree_map_with_path(
-      lambda path, update: update * factor(path), updates
+      lambda path, update: update * by_path[sharding.name(path)], updates
     )
 
   return optax.stateless(scale)

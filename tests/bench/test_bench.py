@@ -13,6 +13,7 @@ from absl.testing import flagsaver
 
 from bench import __main__ as bench
 from bench import decoding
+from bench import long
 from bench import shapes
 from bench import timing
 from training import host
@@ -128,3 +129,33 @@ def test_tuned_takes_the_fastest_choice_of_every_field():
     lambda s: lambda: time.sleep(pauses[s.kind, s.count]),
   )
   assert found == Setting('b', 2)
+
+
+def test_long_rows_and_far_positions(run):
+  text = run(only=['long'])
+  lines = [line.strip('| ').split(' | ') for line in text.splitlines()]
+  rows = [row for row in lines if row[0].startswith('forward')]
+  assert [row[0] for row in rows] == [
+    'forward, 64',
+    'forward and gradient, 64',
+    'forward, 128',
+    'forward and gradient, 128',
+  ]
+  assert all(re.match(r'\d+ ms, \d+ MB', row[1]) for row in rows)
+  assert rows[-1][2].startswith('not run')
+  *_, near, far = (row for row in lines if len(row) == 4)
+  assert [near[0], far[0]] == ['64', '256']
+  assert near[3] == far[3], 'the cache does not grow'
+
+
+def test_the_forms_of_full_attention_compute_the_same():
+  forms = long._forms(long.QUICK)
+  rng = np.random.default_rng(0)
+  arrays = rng.normal(size=(3, 1, 256, 4, 8)).astype(np.float32)
+  whole, scanned, near = (
+    np.asarray(jax.jit(forms[name])(*arrays))
+    for name in ('materialised', 'scanned', 'Lambda')
+  )
+  np.testing.assert_allclose(scanned, whole, atol=1e-5)
+  np.testing.assert_allclose(near[:, :16], whole[:, :16], atol=1e-5)
+  assert np.abs(near - whole).max() > 0.1

@@ -199,10 +199,10 @@ def test_mean_patch_is_counted_on_the_train_split(contenders):
   size = patches = 0
   model = scoring.with_room(config.model)
   chosen = np.linspace(0, len(rows) - 1, min(len(rows), 64)).astype(int)
-  read = jax.jit(functools.partial(model.apply, mutable='intermediates'))
+  read = jax.jit(functools.partial(model.apply, mutable='counts'))
   for row in (rows[int(i)] for i in chosen):
     _, sown = read({'params': params}, row['ids'][None], row['documents'][None])
-    (count,) = sown['intermediates']['model']['patches']
+    (count,) = sown['counts']['model']['patches']
     patches += int(count)
     size += int(np.sum(row['documents'] > 0))
   assert found == pytest.approx(size / patches, rel=1e-6)
@@ -363,10 +363,10 @@ def test_default_experiments_compare_the_same_inputs():
 @pytest.mark.parametrize(
   ('arguments', 'budget', 'runs'),
   [
-    ([], 0.9, (3, 2, None)),
-    (['--quick'], 0.009, (1, 1, 8192)),
+    ([], 0.45, (3, 2, None)),
+    (['--quick'], 0.0045, (1, 1, 8192)),
     (['--quick', '--seeds=3', '--minutes=2'], 0.02, (1, 3, 8192)),
-    (['--budgets=2'], 0.9, (2, 2, None)),
+    (['--budgets=2'], 0.45, (2, 2, None)),
   ],
 )
 def test_flags(tmp_path, monkeypatch, arguments, budget, runs):

@@ -14,6 +14,8 @@ from bounds import azuma
 from bounds import bernstein
 from bounds import betting
 from bounds import catoni
+from bounds import certificate
+from bounds import header
 from bounds import pac_bayes
 from bounds import smoothing
 from bounds import split
@@ -312,3 +314,38 @@ def test_a_subsample_pays_for_its_draw():
     free += draw.mean() < stream_N.mean()
   assert max(right, wide) / 200 <= CLOSE
   assert free / 200 > 0.3
+
+
+@pytest.mark.parametrize('paid', [True, False])
+def test_smoothing_may_be_chosen_on_the_stream_that_it_is_paid_for(paid):
+  # As python -m bounds does: the best codes after the fact, in the file. The
+  # control fits a table to the stream as well and charges nothing for either.
+  rng = np.random.default_rng(0)
+  runs, count, contexts, delta = 40, 120, 60, 0.1
+  rows_R = []
+  for _ in range(runs):
+    truth_CV = rng.dirichlet(np.full(V, 0.4), contexts)
+    place_N = np.arange(count) % contexts
+    edge_NV = truth_CV.cumsum(1)[place_N]
+    symbol_N = (rng.random((count, 1)) > edge_NV).sum(1).clip(0, V - 1)
+    seen_CV = np.zeros((contexts, V))
+    np.add.at(seen_CV, (place_N, symbol_N), 1)
+    fitted_CV = (seen_CV + 0.02) / (seen_CV + 0.02).sum(1, keepdims=True)
+    noise_CV = rng.dirichlet(np.full(V, 0.4), contexts)
+    guess_CV = 0.6 * truth_CV + 0.4 * noise_CV if paid else fitted_CV
+    entropy_C = -(guess_CV * np.log2(guess_CV + 1e-300)).sum(1)
+    seen = certificate.Evidence(
+      guess_CV[place_N, symbol_N], entropy_C[place_N], symbol_N, V, 0.0, count
+    )
+    bits = 14 if paid else 0  # 256 bases and 64 slopes.
+    base, slope = certificate.choose_smoothing(seen, bits, delta)
+    found = certificate.betting_bound(seen, base, slope, bits, delta)
+    alpha_C = smoothing.adaptive_alphas(
+      entropy_C, *header.smoothing_of(base, slope)
+    )
+    loss_CV = smoothing.smoothed_losses(guess_CV, alpha_C[:, None], V)
+    rows_R.append(found.value < (truth_CV * loss_CV).sum(1)[place_N].mean())
+  if paid:
+    assert np.mean(rows_R) <= 0.05
+  else:
+    assert np.mean(rows_R) > 0.5

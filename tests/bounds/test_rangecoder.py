@@ -1,4 +1,6 @@
+import ast
 import math
+import pathlib
 
 import numpy as np
 import pytest
@@ -86,3 +88,12 @@ def test_bytes_that_no_decision_needs_are_refused():
     reader.bit(model)
   with pytest.raises(ValueError, match='bytes are left'):
     reader.finish()
+
+
+def test_coding_is_done_in_integers():
+  # Floats could round differently elsewhere and decode to other numbers.
+  tree = ast.parse(pathlib.Path(rangecoder.__file__).read_text('utf-8'))
+  for node in ast.walk(tree):
+    assert not isinstance(node, ast.Div)
+    assert not isinstance(getattr(node, 'value', None), float)
+    assert not isinstance(node, ast.Import | ast.ImportFrom)

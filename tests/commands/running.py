@@ -30,7 +30,9 @@ def load(name):
     for define in dir(flags)
     if define.startswith('DEFINE_')
   }
-  spec = importlib.util.spec_from_file_location(name, ROOT / f'{name}.py')
+  spec = importlib.util.spec_from_file_location(
+    name.replace('/', '.'), ROOT / f'{name}.py'
+  )
   module = importlib.util.module_from_spec(spec)
   with mock.patch.multiple(flags, **defines):
     spec.loader.exec_module(module)

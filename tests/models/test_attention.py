@@ -10,7 +10,9 @@ import pytest
 from hypothesis import strategies as st
 
 from models import attention
+from models import layer_cache
 from models import masks
+from models import window_attention
 
 
 def _case(length, seed=0):
@@ -25,7 +27,7 @@ def _case(length, seed=0):
 
 def _tokens(documents):
   place = jnp.broadcast_to(jnp.arange(documents.shape[1]), documents.shape)
-  return attention.Tokens(place, jnp.asarray(documents, jnp.int32))
+  return masks.Tokens(place, jnp.asarray(documents, jnp.int32))
 
 
 def _loop(query, key, value, documents, window):
@@ -54,11 +56,17 @@ def _attend(query, key, value, seen, function=attention.attend):
 
 @functools.partial(jax.jit, static_argnames='mask')
 def _whole(query, key, value, tokens, mask):
-  seen = attention.visible(mask, tokens, tokens)
+  seen = masks.visible(mask, tokens, tokens)
   return _attend(query, key, value, seen)
 
 
-_banded = jax.jit(attention.attend_banded, static_argnames='mask')
+def _mix_rows(query, key, value, tokens, mask):
+  """What models.attention does with whole rows; nothing is turned."""
+  layer = attention.Attention(4, 2, 8, mask, False, 'float32')
+  return layer.mix(query, key, value, tokens, None)[0]
+
+
+_banded = jax.jit(_mix_rows, static_argnames='mask')
 
 
 @pytest.mark.parametrize('window', [None, 1, 4])
@@ -101,6 +109,22 @@ def _gradients(function, *inputs):
   return jax.jit(jax.grad(loss, (0, 1, 2)))(*inputs)
 
 
+def test_long_rows_without_a_window_are_computed_in_blocks(monkeypatch):
+  monkeypatch.setattr(window_attention, '_MOST_AT_ONCE', 100)
+  query, key, value, documents = _case(150)
+  tokens = _tokens(documents)
+  ways = [
+    functools.partial(f, tokens=tokens, mask=masks.Causal())
+    for f in (_banded, _whole)
+  ]
+  found, expected = (way(query, key, value) for way in ways)
+  np.testing.assert_allclose(found, expected, atol=1e-5)
+  for a, b in zip(
+    *(_gradients(way, query, key, value) for way in ways), strict=True
+  ):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
 def test_banded_gradients_equal_those_of_the_whole():
   query, key, value, documents = _case(13)
   extras = {'tokens': _tokens(documents), 'mask': masks.Causal(window=4)}
@@ -121,7 +145,7 @@ def test_every_backend_computes_the_same(groups):
   rng = np.random.default_rng(groups)
   key, value = rng.normal(size=(2, 2, 13, groups, 8)).astype(np.float32)
   tokens = _tokens(documents)
-  seen = attention.visible(masks.Causal(window=4), tokens, tokens)
+  seen = masks.visible(masks.Causal(window=4), tokens, tokens)
   assert not seen.any(-1).all(), 'some query sees nothing'
   ways = [
     functools.partial(_attend, seen=seen, function=function)
@@ -146,19 +170,19 @@ def test_bfloat16_inputs_are_accumulated_in_float32():
   np.testing.assert_allclose(found.astype(np.float32), expected, atol=0.02)
 
 
-_store = jax.jit(attention.store)
+_store = jax.jit(layer_cache.store)
 
 
 @pytest.mark.parametrize('slots', [1, 4, 30])
 def test_the_cache_holds_the_last_tokens_of_every_row(slots):
   rng = np.random.default_rng(slots)
-  cache = attention.empty_cache(3, slots, 2, 4, 'float32')
+  cache = layer_cache.empty(masks.Causal(slots), 3, 99, 2, 4, 'float32')
   length, rows = np.zeros(3, int), [{}, {}, {}]
   for width in (5, 1, 1, 7, 1, 7):
     count = rng.integers(0, width + 1, 3)
     key, value = rng.normal(size=(2, 3, width, 2, 4)).astype(np.float32)
     index = np.arange(width)[None]
-    tokens = attention.Tokens(
+    tokens = masks.Tokens(
       jnp.asarray(length[:, None] + index, jnp.int32),
       jnp.asarray(index < count[:, None], jnp.int32),
     )

@@ -56,9 +56,9 @@ def parameters(model=MODEL):
 @functools.partial(jax.jit, static_argnums=0)
 def apply(model, params, ids, documents, **extra):
   (logits, _), sown = model.apply(
-    {'params': params}, ids, documents, mutable=['intermediates'], **extra
+    {'params': params}, ids, documents, mutable=['counts'], **extra
   )
-  sown = sown['intermediates']
+  sown = sown['counts']
   return logits, {k: sown[k][0] for k in ('overflow', 'patches')}
 
 
@@ -98,7 +98,22 @@ def test_no_logit_sees_a_later_byte(model):
       assert np.abs(after[0, place] - before[0, place]).max() > 1e-3
 
 
-def test_packed_documents_are_separate_ones():
+def with_masks(model, local, latent):
+  """The model with other patterns in its local and latent layers."""
+  return model.copy(
+    encoder=model.encoder.copy(masks=(local,)),
+    latent=model.latent.copy(masks=(latent,)),
+    decoder=model.decoder.copy(masks=(local,)),
+  )
+
+
+LAMBDA = (masks.Lambda(n_global=2, n_local=6), masks.Lambda(1, 2))
+
+
+@pytest.mark.parametrize(
+  'base', [MODEL, with_masks(MODEL, *LAMBDA)], ids=['window', 'lambda']
+)
+def test_packed_documents_are_separate_ones(base):
   lengths = [[7, 1, 12, 12], [32], [3, 2, 20], [15, 17]]
   ids = text_ids(4)
   documents = np.zeros_like(ids)
@@ -109,7 +124,7 @@ def test_packed_documents_are_separate_ones():
       documents[row, start : start + length] = number
       alone.append((row, slice(start, start + length)))
       start += length
-  model = MODEL.copy(rows=4, reserve=0.75)
+  model = base.copy(rows=4, reserve=0.75)
   packed, counts = forward(model, parameters(), ids, documents)
   assert counts['overflow'] == 0
   # Padding must not matter, so it holds other bytes.
@@ -122,7 +137,7 @@ def test_packed_documents_are_separate_ones():
   separate = np.concatenate(
     [
       forward(
-        MODEL,
+        base,
         parameters(),
         rows_ids[i : i + BATCH],
         rows_documents[i : i + BATCH],
@@ -191,8 +206,10 @@ DECODER = MODEL.copy(
 )
 
 
-def test_decoding_is_the_full_forward():
-  model = DECODER
+@pytest.mark.parametrize(
+  'model', [DECODER, with_masks(DECODER, *LAMBDA)], ids=['window', 'lambda']
+)
+def test_decoding_is_the_full_forward(model):
   params = parameters(model)
   ids = text_ids(9)
   entropy = np.random.default_rng(0).uniform(0, 3, ids.shape)

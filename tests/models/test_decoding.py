@@ -7,6 +7,7 @@ import pytest
 
 from models import lm
 from models import masks
+from models import positions
 from tests.models import small_lm
 
 _WINDOW = (masks.Causal(window=5),)
@@ -21,6 +22,19 @@ _MODELS = {
     masks=(masks.Causal(window=1), *_WINDOW),
     tie_head=True,
     query_key_norm=True,
+  ),
+  'lambda': lm.ByteLM(
+    **(
+      small_lm.SIZES
+      | small_lm.EXTRAS
+      | {'masks': (masks.Lambda(2, 5, top_k=2), masks.Lambda(3, 4))}
+    )
+  ),
+  'lambda_scanned_alibi': lm.ByteLM(
+    **small_lm.SIZES,
+    masks=(masks.Lambda(n_global=3, n_local=6, sinks='cache'),),
+    position=positions.Alibi(),
+    scan_layers=True,
   ),
 }
 _LENGTH = 40

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from models import linear
+from models import structured
 
 
 @pytest.mark.parametrize('shape', [(5,), (3, 5), (2, 3, 5), (2, 1, 3, 5)])
@@ -38,3 +39,22 @@ def test_dtype_is_that_of_the_product_not_of_the_weights():
   variables = layer.init(jax.random.key(0), x)
   assert variables['params']['kernel'].dtype == jnp.float32
   assert layer.apply(variables, x).dtype == jnp.bfloat16
+
+
+def test_a_single_prototype_is_that_of_all_but_the_head():
+  layer = structured.Kronecker()
+  found = {role: linear.of_role(layer, role) for role in linear.ROLES}
+  assert found.pop('head') == linear.Dense()
+  assert found == dict.fromkeys(('attention', 'feed_forward', 'patches'), layer)
+
+
+def test_roles_are_their_own_prototypes_or_the_default():
+  head, rest = structured.LowRank(rank=2), structured.Kronecker()
+  roles = linear.Roles(rest, head=head)
+  found = [linear.of_role(roles, role) for role in linear.ROLES]
+  assert found == [rest, rest, rest, head]
+
+
+def test_an_unknown_role_is_named():
+  with pytest.raises(ValueError, match=r"'mlp'; the roles are attention, feed"):
+    linear.of_role(linear.Dense(), 'mlp')

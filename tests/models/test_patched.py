@@ -13,6 +13,8 @@ from models import masks
 from models import ngram_entropy
 from models import patched
 from models import patching
+from samplers import chain
+from samplers import loop
 from tests.models import test_byte_latent as latent
 
 NGRAMS = ngram_entropy.NgramEntropy(sizes=(1, 2), rows=256)
@@ -107,6 +109,112 @@ def test_decoding_is_the_full_forward(scorer):
     )
 
 
+def ragged(rows):
+  lengths = np.arange(rows) * 3 % 7 + 1
+  ids = np.asarray(latent.text_ids(0, (rows, 8)))
+  return np.where(np.arange(8)[None] < lengths[:, None], ids, 0), lengths
+
+
+@pytest.mark.parametrize('wait', [2, 3, 9])
+@pytest.mark.parametrize('scorer', [NGRAMS, LM], ids=['ngrams', 'lm'])
+def test_rows_that_wait_say_what_they_would_have_said(scorer, wait):
+  """Ragged prompts, several calls, rows that end at different times."""
+  params, threshold = drawn(scorer)
+  rows = 5
+  ids, lengths = ragged(rows)
+  found = []
+  for model in (
+    with_entropy(scorer, threshold),
+    with_entropy(scorer, threshold).clone(wait=wait),
+  ):
+    step = forward.step(model)
+    sampler = chain.parse('repetition(1.2)|temperature(0.9)')
+    state = loop.prefill(
+      step, params, model.init_cache(rows, 8 + 24), ids, lengths,
+      jax.random.split(jax.random.key(3), rows),
+      capacity=24, sampler=sampler,
+    )  # fmt: skip
+    for count in (7, 1, 24):
+      state = loop.decode(
+        step, params, state, sampler, num_steps=count,
+        stop_ids=tuple(range(4, 16)),
+      )  # fmt: skip
+    assert np.all(state.done_B)
+    loop.check(state)
+    found.append(state)
+  np.testing.assert_array_equal(found[0].ids_BN, found[1].ids_BN)
+  np.testing.assert_array_equal(found[0].length_B, found[1].length_B)
+  assert len(set(np.asarray(found[0].length_B).tolist())) > 2
+
+
+def test_the_latent_transformer_runs_for_as_many_rows_as_wait():
+  params, threshold = drawn(NGRAMS)
+  rows, wait = 5, 3
+  model = with_entropy(NGRAMS, threshold).clone(wait=wait)
+  step = jax.jit(forward.step(model))
+  ids = np.asarray(latent.text_ids(0, (rows, 30)))
+  cache = model.init_cache(rows, 30)
+  read, runs = np.zeros(rows, int), []
+  while read.min() < 30:
+    feeds = ~np.asarray(cache.waiting_B) & (read < 30)
+    before = np.asarray(cache.model.patches_B)
+    waited = np.asarray(cache.waiting_B)
+    token = ids[np.arange(rows), np.minimum(read, 29)]
+    _, cache = step(params, token[:, None], feeds[:, None].astype(int), cache)
+    read += feeds
+    closed = np.asarray(cache.model.patches_B) - before
+    reading = np.sum(feeds | waited)
+    if closed.any():
+      runs.append(closed.sum())
+      assert closed.sum() >= min(wait, reading)
+      assert not np.any(cache.waiting_B)
+  assert max(runs) >= wait
+
+
+def test_several_bytes_are_read_after_those_that_wait():
+  params, threshold = drawn(NGRAMS)
+  plain = with_entropy(NGRAMS, threshold)
+  ids = np.asarray(latent.text_ids(0, (5, 30)))
+  expected = forward.pure(plain)(params, ids, np.ones_like(ids))
+  model = plain.clone(wait=4)
+  step = jax.jit(forward.step(model))
+  cache, ones = model.init_cache(5, 30), np.ones((5, 1), int)
+  # The first byte of every row ends a patch, so all go on at once.
+  for read in range(2):
+    _, cache = step(params, ids[:, read : read + 1], ones, cache)
+  assert 0 < np.sum(cache.waiting_B) < 4
+  rest = ids[:, 2:6]
+  found, cache = step(params, rest, np.ones_like(rest), cache)
+  assert not np.any(cache.waiting_B)
+  np.testing.assert_allclose(found, expected[:, 2:6], rtol=1e-4, atol=1e-4)
+
+
+def test_wait_below_one_is_refused():
+  model = with_entropy(NGRAMS, 1.0).clone(wait=0)
+  with pytest.raises(ValueError, match='wait=0 must be at least 1'):
+    model.init_cache(1, 4)
+
+
+def test_a_hundred_batches_compile_once():
+  """However many patches and documents they have; so do decoding steps."""
+  params, threshold = drawn(NGRAMS)
+  model = with_entropy(NGRAMS, threshold)
+  rng = np.random.default_rng(0)
+  forward_pass = jax.jit(forward.counted(model))
+  step = jax.jit(forward.step(model))
+  cache, patches = model.init_cache(2, 100), set()
+  for number in range(100):
+    ids = rng.choice([97, 98, 99, 4 + number % 50], (2, 24)).astype(np.int32)
+    documents = 1 + np.cumsum(rng.random((2, 24)) < 0.1, 1, dtype=np.int32)
+    documents[:, 24 - number % 7 :] = 0
+    logits, counts = forward_pass(params, ids, documents)
+    patches.add(int(counts['patches']))
+    _, cache = step(params, ids[:, :1], documents[:, :1], cache)
+    assert np.all(np.isfinite(logits))
+  assert forward_pass._cache_size() == step._cache_size() == 1
+  assert len(patches) > 5
+
+
 def test_nothing_flows_into_the_entropy_model():
   params, threshold = drawn(LM)
   model = with_entropy(LM, threshold)
@@ -184,9 +292,7 @@ def test_unseen_contexts_fall_back_to_shorter_ones():
   shorter = model.clone(sizes=(1,))
   ids = np.array([[6, 6]], np.int32)
   found, _ = model.apply({'params': params}, ids)
-  expected, _ = shorter.apply(
-    {'params': {'table_1': params['table_1']}}, ids
-  )
+  expected, _ = shorter.apply({'params': {'table_1': params['table_1']}}, ids)
   assert found[0, 1] == expected[0, 1]
   unknown, _ = model.apply({'params': params}, np.array([[9]], np.int32))
   np.testing.assert_allclose(unknown, np.log(256), rtol=1e-6)

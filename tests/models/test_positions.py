@@ -17,8 +17,8 @@ def _turned(x, theta):
 
 
 def _rotate(x, theta):
-  turn = positions.rotation(
-    jnp.asarray(POSITIONS, jnp.int32), head_width=x.shape[-1], theta=theta
+  turn = positions.Rotary(theta).turn(
+    jnp.asarray(POSITIONS, jnp.int32), x.shape[-1]
   )
   return positions.rotate(x, turn)
 

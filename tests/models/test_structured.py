@@ -263,41 +263,6 @@ def test_counts_of_the_papers(layer, widths, params, macs, rank):
   assert (chain.params, chain.macs, chain.rank) == (params, macs, rank)
 
 
-@pytest.mark.parametrize(
-  ('theta', 'expected'),
-  [
-    ((0, 0, 1, 0, 0, 1, 0), (0, 1, 1)),
-    ((1 / 2, 0, 1 / 2, 0, 1 / 2, 1 / 2, 0), (0, 1, 1 / 2)),
-    ((1 / 2, 0, 1 / 2, 0, 1 / 2, 1 / 2, 1 / 4), (0, 1, 3 / 4)),
-    ((1 / 2, 1 / 2, 0, 1 / 2, 1 / 2, 0, 0), (1 / 2, 1, 1 / 2)),
-    ((1, 0, 0, 0, 1, 0, 0.3), (0, 0.3, 0.3)),
-    ((2 / 3, 0, 1 / 3, 0, 2 / 3, 1 / 3, 0), (0, 2 / 3, 1 / 3)),
-    ((1 / 2, 1 / 4, 1 / 4, 1 / 4, 1 / 2, 1 / 4, 0), (1 / 4, 1, 1 / 2)),
-    ((1 / 3, 2 / 3, 0, 3 / 4, 1 / 4, 0, 0), (1 / 4, 7 / 12, 1 / 3)),
-  ],
-)
-def test_taxonomy(theta, expected):
-  np.testing.assert_allclose(structured.taxonomy(theta), expected, atol=1e-12)
-
-
-def test_taxonomy_is_the_growth_of_the_counts():
-  # Every size is a power of two, so that the exponents are exact.
-  theta, width = (1 / 2, 1 / 4, 1 / 4, 1 / 4, 1 / 2, 1 / 4, 1 / 4), 2**16
-  small, large = (
-    structured.Einsum(theta=theta).chain(d, d) for d in (width, width * 2**4)
-  )
-
-  def exponent(name):
-    return math.log2(getattr(large, name) / getattr(small, name)) / 4
-
-  found = structured.Taxonomy(
-    exponent('macs') - exponent('params'),
-    exponent('rank'),
-    exponent('macs') - 1,
-  )
-  np.testing.assert_allclose(found, structured.taxonomy(theta), atol=1e-12)
-
-
 def test_rank_formula_of_the_einsum_family():
   rng = np.random.default_rng(0)
   for _ in range(60):
@@ -337,3 +302,21 @@ def test_gain_of_zero_silences_the_last_core_only():
   first, last = variables['params'].values()
   assert first.all() and not last.any() and not out.any()
   assert (first.dtype, out.dtype) == (jnp.float32, jnp.bfloat16)
+
+
+@pytest.mark.parametrize(
+  ('layer', 'fans'),
+  [
+    (BTT(rank=4), [(16, 32 * 4), (4 * 16, 32)]),
+    (structured.LowRank(rank=5), [(256, 5), (5, 1024)]),
+    (structured.Monarch(blocks=8), [(32, 32), (32, 128)]),
+    (structured.TensorTrain(rank=2), [(16, 32 * 2), (16 * 2, 32)]),
+    # alpha = epsilon: first the core of alpha, whose delta is one.
+    (
+      structured.Einsum(theta=(0.5, 0.0, 0.5, 0.0, 0.5, 0.5, 0.25)),
+      [(16, 32 * 4), (16 * 4, 32)],
+    ),
+  ],
+)
+def test_fans_of_the_papers(layer, fans):
+  assert [s[1:] for s in layer.chain(256, 1024).shapes] == fans

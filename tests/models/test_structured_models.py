@@ -1,14 +1,20 @@
-"""A byte language model whose every projection is structured."""
+"""Models whose every projection is structured."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import base
+from models import byte_latent
 from models import forward
+from models import linear
 from models import lm
+from models import patching
+from models import stacks
 from models import structured
 from training import objectives
 from training import optimizer
@@ -16,7 +22,14 @@ from training import sharding
 from training import step as step_lib
 
 BTT = structured.BlockTensorTrain
-
+# Another number of kernels, or another kind of them, for every role.
+ROLES = linear.Roles(
+  structured.TensorTrain(cores=4, rank=2),
+  attention=BTT(rank=2),
+  feed_forward=BTT(cores=3),
+  head=linear.Dense(gain=0.5),
+)
+KERNELS = {'attention': 2, 'feed_forward': 3, 'patches': 4, 'head': 0}
 
 
 def byte_lm(layer):
@@ -29,6 +42,36 @@ def byte_lm(layer):
     linear=layer,
     scan_layers=True,
   )
+
+
+def byte_latent_model(layer):
+  local = stacks.Stack(width=16, layers=1, heads=2, hidden=24)
+  return byte_latent.ByteLatent(
+    encoder=local,
+    latent=local.copy(width=24),
+    decoder=local,
+    patching=patching.Patching(patching.Space(), max_length=4),
+    reserve=1.0,
+    linear=layer,
+  )
+
+
+def roles_of(params):
+  """Kernels of a layer's chain, 0 for a dense one, by the kind of its path."""
+  found = {}
+  for path, _ in jax.tree_util.tree_leaves_with_path(params):
+    layer, _, kernel = sharding.name(path).rpartition('/')
+    if kernel.endswith('kernel'):
+      kinds = {
+        'attention': '/attention/|_cross',
+        'feed_forward': '/feed_forward/',
+        'patches': '^(patch_|latent_input)',
+        'head': '^head',
+      }
+      role = next(k for k, rule in kinds.items() if re.search(rule, layer))
+      found.setdefault((role, layer), 0)
+      found[role, layer] += 'core_' in kernel
+  return found
 
 
 def shaken(x):
@@ -46,11 +89,45 @@ def random_batch(rows, length):
   }
 
 
+@pytest.mark.parametrize('make', [byte_lm, byte_latent_model])
+def test_every_role_has_its_own_structure(make):
+  ids = jnp.zeros((1, 8), jnp.int32)
+  params = jax.eval_shape(make(ROLES).init, jax.random.key(0), ids)['params']
+  found = roles_of(params)
+  wanted = set(KERNELS) - ({'patches'} if make is byte_lm else set())
+  assert {role for role, _ in found} == wanted
+  for (role, layer), kernels in found.items():
+    assert kernels == KERNELS[role], layer
+
+
+def test_roles_are_fields_of_a_config():
+  model = base.override(byte_lm(ROLES), ['linear.attention.rank=3'])
+  assert model.linear.attention == BTT(rank=3)
+  assert base.from_json(base.to_json(model)) == model
+  with pytest.raises(ValueError, match=r"no field 'mlp'.*feed_forward"):
+    base.override(model, ['linear.mlp.rank=3'])
+  stored = base.to_json(ROLES)
+  stored['fields']['mlp'] = stored['fields']['head']
+  with pytest.raises(ValueError, match=r"no field 'mlp'.*feed_forward"):
+    base.from_json(stored)
+
+
+def test_a_tied_head_has_no_structure():
+  model = byte_lm(ROLES).copy(tie_head=True)
+  with pytest.raises(ValueError, match=r'tie_head=True.*linear\.head'):
+    jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
+
+
 @pytest.mark.parametrize(
-  'layer', [BTT(rank=2), structured.Kronecker()], ids=['btt', 'kronecker']
+  'model',
+  [
+    byte_lm(BTT(rank=2)),
+    byte_lm(linear.Roles(structured.Kronecker())),
+    byte_latent_model(BTT()),
+  ],
+  ids=['btt', 'kronecker_head', 'btt_patches'],
 )
-def test_byte_lm_learns_a_batch(layer):
-  model = byte_lm(layer)
+def test_a_model_learns_a_batch(model):
   batch = random_batch(2, 16)
   params = jax.jit(model.init)(jax.random.key(0), batch['ids'])['params']
   adam = optimizer.AdamW(learning_rate=3e-2, warmup_steps=0).build(15)
@@ -69,7 +146,8 @@ def test_byte_lm_learns_a_batch(layer):
     losses.append(float(metrics.loss))
   assert losses[-1] < 0.7 * losses[0], losses
   moved = jax.tree.map(lambda a, b: bool((a != b).any()), params, state.params)
-  assert all(jax.tree.leaves(moved['blocks']))
+  for path, changed in jax.tree_util.tree_leaves_with_path(moved):
+    assert changed or 'core_' not in sharding.name(path), path
 
 
 def test_cached_decoding_is_the_full_forward():
@@ -93,15 +171,15 @@ def test_cached_decoding_is_the_full_forward():
 
 
 @pytest.mark.parametrize(
-  ('layer', 'shape'),
+  ('model', 'shape'),
   [
-    (BTT(rank=2), sharding.MeshShape(data=2, fsdp=4)),
-    (structured.LowRank(), sharding.MeshShape(data=1, fsdp=8)),
+    (byte_lm(BTT(rank=2)), sharding.MeshShape(data=2, fsdp=4)),
+    (byte_lm(structured.LowRank()), sharding.MeshShape(data=1, fsdp=8)),
+    (byte_latent_model(BTT(rank=2)), sharding.MeshShape(data=4, fsdp=2)),
   ],
-  ids=['btt', 'low_rank'],
+  ids=['btt', 'low_rank', 'btt_patches'],
 )
-def test_sharded_gradients_are_the_unsharded(layer, shape):
-  model = byte_lm(layer)
+def test_sharded_gradients_are_the_unsharded(model, shape):
   batch = random_batch(8, 8)
   params = jax.jit(model.init)(jax.random.key(0), batch['ids'])['params']
   params = jax.tree.map(shaken, params)

@@ -277,7 +277,7 @@ def test_tensors_that_do_not_fit(small, change, words):
     ('decoder', 'head_dim', 4, 'only null or 8 is'),
     ('global', 'num_hidden_layers', 10**9, 'an integer in 1..1000'),
     ('global', 'hidden_size', True, 'an integer in 1..'),
-    ('global', 'rope_scaling', {'type': 'linear', 'factor': 2}, '.type="lin'),
+    ('global', 'rope_scaling', {'type': 'dynamic'}, '.type="dynamic"'),
     ('global', 'rope_parameters', {'rope_type': 'yarn'}, '.rope_type="yarn"'),
     ('global', 'rope_parameters', {'rope_theta': -1}, 'must be positive'),
     ('global', 'rope_parameters', [1], 'must be an object'),

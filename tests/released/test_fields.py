@@ -2,6 +2,7 @@
 
 import pytest
 
+from models import positions
 from released import fields
 
 
@@ -19,7 +20,7 @@ def test_config_must_be_there_and_be_json(tmp_path):
 def test_values_of_a_message_are_short():
   config = fields.Fields({'rope_parameters': ['yarn'] * 1000})
   with pytest.raises(ValueError) as error:
-    fields.theta(config)
+    fields.position(config)
   assert len(str(error.value)) < 250
 
 
@@ -33,4 +34,5 @@ def test_angles_of_new_fields_count_before_those_of_old_ones():
     ({'rope_theta': 5.0, 'rope_parameters': {'type': 'default'}}, 5.0),
     ({}, 7.0),
   ):
-    assert fields.theta(fields.Fields(tree, '', defaults)) == expected
+    found = fields.position(fields.Fields(tree, '', defaults))
+    assert found == positions.Rotary(theta=expected)

@@ -1,6 +1,7 @@
 """Released Llama and Mistral models: transformers' directories and ours."""
 
 import functools
+import itertools
 import json
 
 import jax
@@ -13,6 +14,7 @@ from models import forward
 from models import lm
 from models import masks
 from models import ngrams
+from models import positions
 from models import recall
 from released import fields
 from released import layouts
@@ -38,6 +40,30 @@ CONFIGS = {
   ),
   'windowed': transformers.MistralConfig(
     **SIZES, num_key_value_heads=1, sliding_window=5
+  ),
+  'scaled by frequency': transformers.LlamaConfig(
+    **SIZES
+    | {
+      'rms_norm_eps': 1e-3,
+      'rope_parameters': {
+        'rope_type': 'llama3',
+        'rope_theta': 70.0,
+        'factor': 8.0,
+        'low_freq_factor': 1.0,
+        'high_freq_factor': 4.0,
+        'original_max_position_embeddings': 24,
+      },
+    }
+  ),
+  'scaled': transformers.LlamaConfig(
+    **SIZES
+    | {
+      'rope_parameters': {
+        'rope_type': 'linear',
+        'rope_theta': 70.0,
+        'factor': 2.5,
+      },
+    }
   ),
   'no window': transformers.MistralConfig(
     **SIZES, num_key_value_heads=4, sliding_window=None
@@ -72,6 +98,18 @@ def load(path):
   return model, layouts.load(plan, tensors, ignored=llama.IGNORED)
 
 
+def cached(model, params, ids, prompt=10):
+  """Logits of a prompt, then of one id after the other."""
+  step = jax.jit(forward.step(model))
+  cache, pieces = model.init_cache(*ids.shape), []
+  cuts = [0, *range(prompt, ids.shape[1] + 1)]
+  for start, stop in itertools.pairwise(cuts):
+    part = ids[:, start:stop]
+    found, cache = step(params, part, np.ones_like(part), cache)
+    pieces.append(found)
+  return np.concatenate(pieces, axis=1)
+
+
 def store(path, model, params):
   plan = make_plan(model)
   path.mkdir()
@@ -91,6 +129,7 @@ def test_logits_there_and_back(tmp_path, name):
   assert np.std(expected) > 0.3
   found = jax.jit(forward.pure(model))(params, ids, np.ones_like(ids))
   np.testing.assert_allclose(found, expected, atol=1e-4)
+  np.testing.assert_allclose(cached(model, params, ids), expected, atol=1e-4)
   copy, info = transformers.AutoModelForCausalLM.from_pretrained(
     store(tmp_path / 'b', model, params), output_loading_info=True
   )
@@ -124,9 +163,11 @@ def test_old_config_and_constants_of_old_checkpoints(tmp_path):
   'changes, words',
   [
     ({'model_type': 'qwen3'}, 'model_type="qwen3" is not supported, only'),
-    ({'rope_scaling': {'rope_type': 'llama3'}}, '"llama3" is not supported'),
-    ({'rope_scaling': {'type': 'linear', 'factor': 4.0}}, '"linear" is not'),
-    ({'rms_norm_eps': None}, 'rms_norm_eps=1e-06 is not supported'),
+    ({'rope_scaling': {'rope_type': 'yarn'}}, '"yarn" is not supported'),
+    ({'rope_scaling': {'type': 'dynamic', 'factor': 4.0}}, '"dynamic" is not'),
+    ({'rope_scaling': {'type': 'linear'}}, 'rope_scaling.factor=null must be'),
+    ({'rope_scaling': {'type': 'llama3', 'factor': 0}}, 'factor=0 must be'),
+    ({'rms_norm_eps': 'x'}, 'rms_norm_eps="x" must be a finite number'),
     ({'head_dim': 8}, 'head_dim=8 is not supported, only null or 4'),
     ({'attention_bias': True}, 'attention_bias=true is not supported'),
     ({'mlp_bias': True}, 'mlp_bias=true is not supported'),
@@ -162,6 +203,8 @@ def test_fields_left_out_are_those_of_transformers():
     ({'ngrams': ngrams.NgramEmbedding(sizes=(3,))}, 'model.ngrams.sizes is'),
     ({'recall': recall.RecallEmbedding(sizes=(3,))}, 'model.recall.sizes is'),
     ({'query_key_norm': True}, 'model.query_key_norm is True'),
+    ({'masks': (masks.Lambda(),)}, 'model.masks.0 is Lambda'),
+    ({'position': positions.Alibi()}, 'model.position is Alibi'),
   ],
 )
 def test_models_that_transformers_cannot_be(changes, words):

@@ -232,15 +232,17 @@ def test_state_is_donated_but_keys_and_params_are_kept():
   assert not table.is_deleted()
 
 
-@pytest.mark.parametrize('window', [None, 6])
-def test_cached_decoding_equals_the_full_forward(window):
+@pytest.mark.parametrize(
+  'mask', [masks.Causal(), masks.Causal(window=6), masks.Lambda(2, 4)]
+)
+def test_cached_decoding_equals_the_full_forward(mask):
   module = lm.ByteLM(
     width=32,
     layers=2,
     heads=4,
     key_value_heads=2,
     hidden=48,
-    masks=(masks.Causal(window=window), masks.Causal()),
+    masks=(mask, masks.Causal()),
     ngrams=ngrams.NgramEmbedding(sizes=(2, 3), rows=64),
   )
   key = jax.random.key(0)

@@ -1,6 +1,7 @@
 """The command sample.py, over a stand-in model that spells a known text."""
 
 import dataclasses
+import json
 import types
 
 import jax
@@ -11,6 +12,7 @@ from absl.testing import flagsaver
 import sample
 from configs import restore
 from data import codec
+from data import tokens
 from samplers import chain
 
 # Byte 16, where the second chunk begins, falls inside a character.
@@ -50,9 +52,18 @@ def command(monkeypatch, capsys):
       data=types.SimpleNamespace(codec=codec.Bytes()),
       sampler=chain.parse('greedy'),
     )
-    monkeypatch.setattr(
-      restore, 'restore', lambda directory: restore.Run(config, params, 7)
+    other = types.SimpleNamespace(
+      model=model,
+      data=types.SimpleNamespace(codec=tokens.Bpe()),
+      sampler=None,
     )
+
+    def find(directory, limit=None):
+      del limit
+      chosen = other if directory == 'runs/bpe' else config
+      return restore.Run(chosen, params, 7)
+
+    monkeypatch.setattr(restore, 'restore', find)
     shown = []
     monkeypatch.setattr(sample, 'show', shown.append)
     with flagsaver.flagsaver(checkpoint='runs/none', **flags):
@@ -88,6 +99,45 @@ def test_prompts_of_different_lengths_share_a_batch(command):
 def test_prompt_that_is_not_utf8_is_kept_as_bytes(command):
   text, _, _ = command(prompt=['\udcff'], num_bytes=3)
   assert text == '\ufffdift\n'
+
+
+@pytest.mark.parametrize(
+  'flags', [{'draft': 'runs/small'}, {'beams': 3}], ids=str
+)
+def test_other_ways_to_decode_spell_the_same_text(command, flags):
+  text, _, speed = command(num_bytes=100, **flags)
+  assert text == TEXT + '\n'
+  assert speed.startswith(f'{len(SPELT)} bytes')
+  if 'draft' in flags:
+    assert '100% of the drafted tokens accepted' in speed
+
+
+def test_beams_show_the_best_texts_of_every_prompt(command):
+  flags = {'prompt': ['', 'FIF'], 'num_bytes': 4, 'num_samples': 2}
+  first, second, third, fourth = samples(
+    command(Speller(scale=3.0), beams=3, **flags)[0]
+  )
+  assert (first, third) == ('fift\n', 'FIFteen\n')
+  assert len({first, second, third, fourth}) == 4
+
+
+def test_trace_is_written_beside_its_page(command, tmp_path):
+  path = tmp_path / 'new' / 'trace.json'
+  _, _, said = command(
+    prompt=['', 'FIF'], num_bytes=6, sampler='min_p(0.5)', trace=str(path)
+  )
+  found = json.loads(path.read_text())
+  assert found['sampler'] == 'min_p(0.5)'
+  spelt = [
+    ''.join(step['text'] for step in sample['steps'])
+    for sample in found['samples']
+  ]
+  assert spelt == ['fiftee', 'teen b']
+  step = found['samples'][0]['steps'][0]
+  assert (step['kept'], step['p']) == (1, 1.0)
+  page = path.with_suffix('.html').read_text()
+  assert 'prompt 2, sample 1, 6 tokens' in page
+  assert f'trace: {path}' in said
 
 
 def samples(text):
@@ -126,6 +176,29 @@ def test_text_that_fills_the_window_passes(command):
     ),
     ({'prompt': ['x' * 12], 'num_bytes': 1}, 'window of 12; shorten it'),
     ({'sampler': 'topp(0.9)'}, "sample.py: .* did you mean 'top_p'"),
+    (
+      {'sampler': 'deny(300)', 'num_bytes': 1},
+      'Deny ids 300 is no id of a vocabulary of 260',
+    ),
+    ({'beams': 2, 'draft': 'x'}, '--draft and --beams exclude each other'),
+    ({'beams': 1, 'num_samples': 2}, '--beams=1 must be at least --num_samp'),
+    ({'beams': 2, 'sampler': 'greedy'}, '--beams draws nothing, so that --sam'),
+    ({'contrastive': 2.0}, r'contrastive alpha=2.0 must lie in \[0, 1\]'),
+    ({'superposed': 3}, '--superposed needs --ngrams, a file'),
+    (
+      {'superposed': 1, 'num_samples': 2, 'ngrams': 'a.npz'},
+      '--superposed=1 must be at least --num_samples=2',
+    ),
+    (
+      {'superposed': 2, 'ngrams': 'a.npz', 'num_bytes': 1},
+      'Speller takes no embeddings in the place of ids',
+    ),
+    ({'trace': 'a.html'}, '--trace=a.html must end in .json'),
+    (
+      {'draft': 'runs/small', 'num_bytes': 9},
+      'start mark, 5 drafted and .* window of 12; pass --num_bytes=6',
+    ),
+    ({'draft': 'runs/bpe', 'num_bytes': 1}, 'runs/bpe has another vocabulary'),
   ],
 )
 def test_bad_flags_end_with_one_sentence(command, flags, words):

@@ -1,0 +1,224 @@
+"""Diversity against risk of truncation rules, as a table and a plot.
+
+python -m bench.diversity --checkpoint=runs/demo
+
+Every rule at the knob where it risks as much as the others, on a model and the
+lines of a corpus; see evals.diversity.
+"""
+
+import html
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from configs import command
+from configs import output_layer
+from configs import restore
+from data import codec
+from data import text
+from evals import bat_thresholds
+from evals import diversity
+from evals import support_trie
+from models import forward
+from samplers import support
+
+_BATCH = 32
+_COLOURS = (
+  '#d6452c', '#1f77b4', '#2ca02c', '#9467bd', '#8c564b', '#e377c2', '#7f7f7f',
+  '#bcbd22', '#17becf', '#ff9f1c', '#003f5c',
+)  # fmt: skip
+
+
+def define_flags(
+  own: flags.FlagValues = flags.FLAGS,
+) -> dict[str, flags.FlagHolder]:
+  """To be called before flags are parsed."""
+  return {
+    'checkpoint': flags.DEFINE_string(
+      'checkpoint', None, 'Run directory.', flag_values=own
+    ),
+    'split': flags.DEFINE_enum(
+      'split', 'test', text.SPLITS, 'Of its corpus.', flag_values=own
+    ),
+    'out': flags.DEFINE_string(
+      'out',
+      None,
+      'JSON file; default diversity.json in the run directory.',
+      flag_values=own,
+    ),
+    'risks': flags.DEFINE_list(
+      'risks',
+      ['1', '5', '15'],
+      'Mean risks to compare at; with few ids, as bytes, take 0.1,0.3,1.',
+      flag_values=own,
+    ),
+    'depth': flags.DEFINE_integer(
+      'depth', 5, 'Levels of words below a root.', flag_values=own
+    ),
+    'columns': flags.DEFINE_integer(
+      'columns', 20, 'Of the basis of BAT.', flag_values=own
+    ),
+    'bat_ids': flags.DEFINE_integer(
+      'bat_ids',
+      64,
+      'BAT looks at so many of the most probable ids; 0: none.',
+      flag_values=own,
+    ),
+  }
+
+
+def measure(
+  run: restore.Run, nodes: Sequence[support_trie.Node], columns: int, ids: int
+) -> tuple[dict[str, diversity.Rule], np.ndarray]:
+  """Every rule on the laws of a model at these nodes, and what is optimal."""
+  laws = diversity.sort(logits(run, [node.context for node in nodes]))
+  best_N = diversity.optimal(laws, [node.support for node in nodes])
+  found = dict(diversity.rules(laws))
+  if ids:
+    output_VD = output_layer.find(run.config.model, run.params)
+    basis_VC = support.columns(output_VD, columns)
+    found |= bat_thresholds.rules(basis_VC, laws, ids=ids)
+  return found, best_N
+
+
+def logits(run: restore.Run, contexts: Sequence[np.ndarray]) -> np.ndarray:
+  """[N, V]: of what follows each context at the beginning of a document."""
+  apply = jax.jit(forward.pure(run.config.model))
+  longest = 1 + max(map(len, contexts))
+  parts = []
+  for start in range(0, len(contexts), _BATCH):
+    part = contexts[start : start + _BATCH]
+    ids_BT = np.full((_BATCH, longest), codec.PADDING, np.int32)
+    lengths_B = np.ones(_BATCH, np.int32)
+    ids_BT[:, 0] = codec.BOS
+    for row, ids in enumerate(part):
+      ids_BT[row, 1 : 1 + len(ids)] = ids
+      lengths_B[row] += len(ids)
+    documents_BT = (np.arange(longest)[None] < lengths_B[:, None]) * 1
+    logits_BTV = apply(
+      run.params, jnp.asarray(ids_BT), jnp.asarray(documents_BT, jnp.int32)
+    )
+    last_BV = np.asarray(logits_BTV)[np.arange(_BATCH), lengths_B - 1]
+    parts.append(last_BV[: len(part)])
+  return np.concatenate(parts)
+
+
+def read_risks(texts: Sequence[str]) -> tuple[float, ...]:
+  """ValueError unless they are numbers above 0."""
+  try:
+    risks = tuple(map(float, texts))
+  except ValueError:
+    risks = ()
+  if not risks or not min(risks) > 0:
+    raise ValueError(
+      f'--risks={",".join(texts)} must be numbers above 0, as 1,5,15'
+    )
+  return risks
+
+
+def markdown(found: Mapping[str, Mapping[float, diversity.Match]]) -> str:
+  """One row per rule; for each risk its knob, recall and error of the risk."""
+  risks = list(next(iter(found.values())))
+  heads = ''.join(
+    f' risk {risk:g}: knob | recall | risk error |' for risk in risks
+  )
+  lines = [f'| rule |{heads}', '|---|' + '---|' * 3 * len(risks)]
+  for name, row in found.items():
+    cells = ''.join(
+      f' {m.knob:.3g} | {m.recall:.3f} +- {m.recall_error:.3f} |'
+      f' {m.risk_error:.2f} |'
+      for m in row.values()
+    )
+    lines.append(f'| {name} |{cells}')
+  return '\n'.join(lines)
+
+
+def plot(found: Mapping[str, diversity.Rule], best_N: np.ndarray) -> str:
+  """Recall over risk as an SVG picture, the risk on a logarithmic axis."""
+  low, high, parts = 0.01, 30.0, []
+
+  def place(risk: float, recall: float) -> str:
+    share = np.log(max(risk, low) / low) / np.log(high / low)
+    return f'{60 + 560 * share:.1f},{360 - 330 * recall:.1f}'
+
+  for risk in (0.01, 0.1, 1.0, 10.0):
+    x = place(risk, 0).split(',')[0]
+    parts.append(f'<path d="M{x} 30V360" stroke="#ddd"/>')
+    parts.append(f'<text x="{x}" y="376" text-anchor="middle">{risk:g}</text>')
+  for recall in (0.0, 0.25, 0.5, 0.75, 1.0):
+    y = place(low, recall).split(',')[1]
+    parts.append(f'<path d="M60 {y}H620" stroke="#ddd"/>')
+    parts.append(f'<text x="52" y="{y}" text-anchor="end">{recall:g}</text>')
+  for number, (name, rule) in enumerate(found.items()):
+    colour = _COLOURS[number % len(_COLOURS)]
+    points = ' '.join(
+      place(risk, recall)
+      for risk, recall in diversity.curve(rule, best_N)
+      if low <= risk <= high
+    )
+    parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}"/>')
+    y = 40 + 16 * number
+    parts.append(f'<path d="M635 {y}h20" stroke="{colour}" stroke-width="2"/>')
+    parts.append(f'<text x="660" y="{y + 4}">{html.escape(name)}</text>')
+  return (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 780 400"'
+    ' font-family="sans-serif" font-size="11">'
+    '<rect width="780" height="400" fill="#fff"/>'
+    + ''.join(parts)
+    + '<text x="340" y="394" text-anchor="middle">mean risk</text>'
+    '<text x="14" y="195" transform="rotate(-90 14 195)"'
+    ' text-anchor="middle">mean recall</text></svg>\n'
+  )
+
+
+def report(values: Mapping[str, flags.FlagHolder]) -> None:
+  checkpoint = values['checkpoint'].value
+  if not checkpoint:
+    raise ValueError(
+      '--checkpoint is missing; name a run directory, the --workdir of'
+      ' train.py.'
+    )
+  risks = read_risks(values['risks'].value)
+  run = restore.restore(checkpoint)
+  run.config.data.prepare()
+  documents = run.config.data.open(values['split'].value)
+  trie = support_trie.Trie(depth=values['depth'].value)
+  nodes = trie.nodes(documents, run.config.data.codec)
+  found, best_N = measure(
+    run, nodes, values['columns'].value, values['bat_ids'].value
+  )
+  matches = diversity.table(found, best_N, risks)
+  out = pathlib.Path(values['out'].value or f'{checkpoint}/diversity.json')
+  out.parent.mkdir(parents=True, exist_ok=True)
+  facts = {
+    'checkpoint': str(checkpoint),
+    'split': values['split'].value,
+    'contexts': len(nodes),
+    'lines': sum(node.lines for node in nodes),
+    'rules': {
+      name: {f'{risk:g}': m._asdict() for risk, m in row.items()}
+      for name, row in matches.items()
+    },
+  }
+  out.write_text(json.dumps(facts, indent=2) + '\n', 'utf-8')
+  picture = out.with_suffix('.svg')
+  picture.write_text(plot(found, best_N), 'utf-8')
+  print(f'{len(nodes)} contexts of split {values["split"].value!r}\n')
+  print(markdown(matches))
+  print(f'\nreport: {out}, {picture}')
+
+
+def main(_: Sequence[str]) -> None:
+  command.quiet()
+  with command.explained('bench.diversity'):
+    report(_FLAGS)
+
+
+if __name__ == '__main__':
+  _FLAGS = define_flags()
+  command.run(main)

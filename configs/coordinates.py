@@ -1,0 +1,157 @@
+"""Coordinate check: how far a step moves activations, at several widths.
+
+Under a rule that transfers (training.transfer) a step changes activations by
+as much in a wide model as in a narrow one (arXiv 2203.03466, appendix D.1).
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from configs import base
+from configs import initial
+from data import pipeline
+from models import linear
+from training import sharding
+from training import step as step_lib
+
+# transfer: that of every kernel; width: every kernel's rate goes with one over
+# the width, as if it were dense; none: one rate for all.
+RULES = ('transfer', 'width', 'none')
+# What a wider model has more of.
+_WIDTHS = ('width', 'hidden', 'heads', 'key_value_heads')
+
+
+class Point(NamedTuple):
+  """One run: root mean square changes per step, and its last loss in nats.
+
+  changes: by the path of what the model sows, and `logits`.
+  """
+
+  width: int
+  changes: dict[str, float]
+  loss: float
+
+
+def widened(model: nn.Module, factor: float) -> nn.Module:
+  """The model with all its widths and heads times `factor`.
+
+  A model of patches keeps what computes their entropies. Raises ValueError if
+  a width would not be a whole number.
+  """
+  changed: dict[str, Any] = {}
+  for field in dataclasses.fields(model):
+    value = getattr(model, field.name)
+    if field.name in _WIDTHS and value is not None:
+      if value * factor != round(value * factor):
+        raise ValueError(
+          f'{type(model).__name__}.{field.name}={value} times {factor:g} is no'
+          ' whole number; choose other factors.'
+        )
+      changed[field.name] = round(value * factor)
+    elif field.name in ('model', 'encoder', 'latent', 'decoder'):
+      changed[field.name] = widened(value, factor)
+  return model.clone(parent=None, **changed)
+
+
+def with_dense(model: nn.Module) -> nn.Module:
+  """The model with dense projections."""
+  if isinstance(getattr(model, 'model', None), nn.Module):
+    return model.clone(model=with_dense(model.model))
+  return model.clone(linear=linear.Dense())
+
+
+def at_width(config: base.Config, factor: float, rule: str) -> base.Config:
+  """The config of a wider model, with constant rates by a rule of `RULES`."""
+  if rule not in RULES:
+    raise ValueError(f'rule={rule!r} must be one of {", ".join(RULES)}.')
+  given = config.optimizer.base
+  reference = with_dense(config.model) if given is None else given
+  optimizer = dataclasses.replace(
+    config.optimizer,
+    base=reference if rule == 'transfer' else None,
+    multipliers=(('kernel$', 1 / factor),) if rule == 'width' else (),
+    warmup_steps=0,
+    final_ratio=1.0,
+  )
+  # Both rules begin alike: only the rates differ.
+  begin = () if rule == 'none' else (initial.LikeBase(reference),)
+  return dataclasses.replace(
+    config,
+    model=widened(config.model, factor),
+    optimizer=optimizer,
+    initial=begin,
+  )
+
+
+def measure(config: base.Config, batches: list[Any]) -> Point:
+  """Trains on each batch once and measures on the first."""
+  model, steps = config.model, len(batches)
+  optimizer = config.optimizer.build(steps)
+  probe = batches[0]
+
+  def apply(params: Any, ids: Any, documents: Any, **stored: Any) -> jax.Array:
+    extra = {f'{name}_BT': x for name, x in stored.items()}
+    return model.apply({'params': params}, ids, documents, **extra)[0]
+
+  @jax.jit
+  def observe(params: Any) -> dict[str, jax.Array]:
+    (logits, _), sown = model.apply(
+      {'params': params},
+      probe['ids'],
+      probe['documents'],
+      mutable=['intermediates'],
+    )
+    leaves = jax.tree_util.tree_leaves_with_path(sown['intermediates'])
+    found = {sharding.name(path).removesuffix('/0'): x for path, x in leaves}
+    floats = {k: x for k, x in found.items() if jnp.issubdtype(x, jnp.floating)}
+    return floats | {'logits': logits}
+
+  @jax.jit
+  def distance(a: Any, b: Any) -> Any:
+    return jax.tree.map(
+      lambda x, y: jnp.sqrt(jnp.mean(jnp.square(x - y))),
+      a,
+      b,
+    )
+
+  step = jax.jit(
+    functools.partial(
+      step_lib.train_step,
+      objective=config.objective,
+      apply=apply,
+      optimizer=optimizer,
+    ),
+    donate_argnames=('state',),
+  )
+  init_key, train_key = jax.random.split(jax.random.key(config.seed))
+  params = jax.jit(model.init)(init_key, probe['ids'][:1])['params']
+  for source in config.initial:
+    params = source(config, params, None)
+  state = step_lib.create(params, optimizer, train_key)
+  before, moved = observe(state.params), []
+  for batch in batches:
+    state, metrics = step(state, batch)
+    after = observe(state.params)
+    moved.append(distance(after, before))
+    before = after
+  means = jax.tree.map(lambda *x: float(np.mean(x)), *moved)
+  widest = getattr(model, 'model', model)
+  width = getattr(widest, 'latent', widest).width
+  return Point(width, means, float(metrics.loss))
+
+
+def read_batches(config: base.Config, steps: int) -> list[Any]:
+  """The first batches of a run, on the default device."""
+  dataset = pipeline.batches(
+    config.data.open('train'),
+    row_length=config.row_length,
+    batch_size=config.batch_size,
+    seed=config.seed,
+  )
+  return [jax.device_put(dataset[i]) for i in range(steps)]

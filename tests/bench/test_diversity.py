@@ -1,0 +1,72 @@
+"""The command that compares truncation rules, on a tiny run."""
+
+import json
+import types
+
+import numpy as np
+import pytest
+from absl import flags
+
+from bench import diversity
+from configs import restore
+from data import codec
+from tests.models import small_lm
+
+MODEL = small_lm.lm.ByteLM(**small_lm.SIZES)
+TEXT = b'for i in a\nfor k in b\nfor x of c\nif a b\nif b c\nif c d\nif c e\n'
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+  documents = [np.frombuffer(TEXT, np.uint8)]
+  data = types.SimpleNamespace(
+    codec=codec.Bytes(), prepare=lambda: None, open=lambda split: documents
+  )
+  config = types.SimpleNamespace(model=MODEL, data=data)
+  monkeypatch.setattr(
+    restore,
+    'restore',
+    lambda directory: restore.Run(config, small_lm.draw(MODEL), 7),
+  )
+
+  def run(**values):
+    out = tmp_path / 'new' / 'report.json'
+    own = flags.FlagValues()
+    holders = diversity.define_flags(own)
+    own.mark_as_parsed()
+    given = {'checkpoint': 'runs/none', 'out': str(out), 'depth': 1}
+    for name, value in (given | values).items():
+      own[name].value = value
+    diversity.report(holders)
+    return out, capsys.readouterr().out
+
+  return run
+
+
+def test_every_rule_is_in_the_table_and_the_plot(run):
+  out, text = run(risks=['0.5', '3'], bat_ids=3)
+  report = json.loads(out.read_text())
+  names = set(report['rules'])
+  assert {'bat(eta)', 'min_p', 'top_n_sigma', 'top_h', 'top_p'} <= names
+  assert f'{report["contexts"]} contexts' in text and report['contexts'] > 1
+  rows = [line.split(' | ') for line in text.splitlines() if ' +- ' in line]
+  assert {row[0].strip('| ') for row in rows} == names
+  for row in report['rules'].values():
+    assert set(row) == {'0.5', '3'}
+    assert all(0 <= m['recall'] <= 1 for m in row.values())
+  picture = out.with_suffix('.svg').read_text()
+  assert picture.count('<polyline') == len(names)
+  assert all(f'>{name}</text>' in picture for name in names)
+
+
+@pytest.mark.parametrize(
+  'values, words',
+  [
+    ({'risks': ['1', 'x']}, '--risks=1,x must be numbers above 0'),
+    ({'risks': ['0']}, '--risks=0 must be numbers above 0'),
+    ({'checkpoint': None}, '--checkpoint is missing'),
+  ],
+)
+def test_bad_flags_are_named(run, values, words):
+  with pytest.raises(ValueError, match=words):
+    run(**values)

@@ -1,0 +1,82 @@
+"""Passkeys: texts of the length asked for, and a model that looks back."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from data import codec
+from evals import passkey
+
+_CONTEXT = 6
+
+
+def look_back(reach, ids_BT, documents_BT):
+  """Repeats what followed the latest place of like context within reach."""
+  length = ids_BT.shape[1]
+  place = jnp.arange(length)
+  behind = place[:, None] - place[None]
+  same = (behind > 0) & (behind < reach)
+  for back in range(_CONTEXT):
+    past = jnp.roll(ids_BT[0], back)
+    same &= past[:, None] == past[None]
+  latest = jnp.max(jnp.where(same, place[None], -1), axis=1)
+  following = ids_BT[0][jnp.clip(latest + 1, 0, length - 1)]
+  best = jnp.where(latest >= 0, following, 0)
+  return jax.nn.one_hot(best, codec.VOCABULARY)[None]
+
+
+@pytest.mark.parametrize('depth', [0.0, 0.3, 1.0])
+def test_a_text_has_the_length_and_the_needle_where_asked(depth):
+  evaluator = passkey.Passkey(depths=(0.0, 0.3, 1.0))
+  texts = [evaluator.sample(700, depth, number) for number in range(20)]
+  keys = {text.answer for text in texts}
+  assert len(keys) > 15
+  for text in texts:
+    assert len(text.prompt) + len(text.answer) == 700
+    assert text.answer.isdigit()
+    assert len(text.answer) == 5
+    line = b'The pass key is ' + text.answer + b'. Remember it. ' + text.answer
+    place = text.prompt.index(line)
+    assert text.prompt.count(text.answer) == 2
+    assert text.prompt[place - 1 : place] == b'\n'
+    task, last = 41, 700 - len(evaluator.needle) - 20
+    wanted = task + depth * (last - task)
+    assert abs(place - wanted) < 120
+    assert text.prompt.endswith(b'The pass key is ')
+  assert texts[0] == evaluator.sample(700, depth, 0)
+
+
+def test_retrieval_is_as_deep_as_the_model_looks():
+  evaluator = passkey.Passkey(
+    lengths=(256, 1024), depths=(0.0, 0.5, 1.0), questions=3
+  )
+  found = evaluator.run(look_back, jnp.int32(700), [])
+  assert found == {
+    'passkey/256/0': 1.0,
+    'passkey/256/50': 1.0,
+    'passkey/256/100': 1.0,
+    'passkey/256/mean': 1.0,
+    'passkey/256/mean_stderr': 0.0,
+    'passkey/256/worst': 1.0,
+    'passkey/1024/0': 0.0,
+    'passkey/1024/50': 1.0,
+    'passkey/1024/100': 1.0,
+    'passkey/1024/mean': pytest.approx(2 / 3),
+    'passkey/1024/mean_stderr': pytest.approx(np.sqrt(2 / 9 / 8)),
+    'passkey/1024/worst': 0.0,
+  }
+
+
+@pytest.mark.parametrize(
+  ('fields', 'words'),
+  [
+    ({'needle': 'no place'}, 'needle='),
+    ({'questions': 0}, 'questions=0'),
+    ({'depths': (0.0, 1.5)}, 'depths='),
+    ({'lengths': (100, 512)}, 'must be at least'),
+  ],
+)
+def test_tasks_that_cannot_be_made_are_named(fields, words):
+  with pytest.raises(ValueError, match=words):
+    passkey.Passkey(**fields)
