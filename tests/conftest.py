@@ -11,8 +11,11 @@ os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
 # Of tiny programs the time goes into compiling them, which this nearly halves.
 os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
 
+import gc
+
 import hypothesis
 import jax
+import pytest
 from absl import flags
 
 jax.config.update('jax_num_cpu_devices', 8)
@@ -26,3 +29,11 @@ hypothesis.settings.register_profile(
   'patchwork', deadline=None, derandomize=True, database=None, max_examples=50
 )
 hypothesis.settings.load_profile('patchwork')
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _forget_programs():
+  """Thousands of compiled programs would slow down all that come after."""
+  yield
+  jax.clear_caches()
+  gc.collect()
