@@ -31,9 +31,18 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile('patchwork')
 
 
+# Test modules after which programs are forgotten: thousands slow down all that
+# come after, and compiling the small ones again for every module takes time.
+_MODULES = 8
+_finished = 0
+
+
 @pytest.fixture(scope='module', autouse=True)
 def _forget_programs():
-  """Thousands of compiled programs would slow down all that come after."""
+  """Drops what was compiled now and then."""
+  global _finished
   yield
-  jax.clear_caches()
-  gc.collect()
+  _finished += 1
+  if _finished % _MODULES == 0:
+    jax.clear_caches()
+    gc.collect()

@@ -21,7 +21,15 @@ from training import step as step_lib
 
 # Half the compile time; the partitioner is not affected.
 QUICK = {'xla_backend_optimization_level': 0}
-MESHES = [(8, 1, 1), (4, 2, 1), (1, 8, 1), (2, 2, 2), (4, 1, 2), (1, 4, 2)]
+SLOW = pytest.mark.slow
+MESHES = [
+  pytest.param((8, 1, 1), marks=SLOW),
+  (4, 2, 1),
+  pytest.param((1, 8, 1), marks=SLOW),
+  (2, 2, 2),
+  pytest.param((4, 1, 2), marks=SLOW),
+  (1, 4, 2),
+]
 SIZES = ('400m', '1b', '2b', '4b', '8b')
 # Millions: encoder, latent, decoder, n-gram tables, all with the entropy model
 # (arXiv 2412.09871, its table of models, counted on transformers' BLT).

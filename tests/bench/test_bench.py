@@ -47,6 +47,7 @@ def test_the_quick_form_prints_every_row(run):
   assert re.search(r'matmul \d+ GFLOP/s, memory \d+\.\d GB/s', text)
 
 
+@pytest.mark.slow
 def test_byte_latent_rows_compare_equal_models(run):
   """`_check_greedy` is inside: the bytes made are transformers' best ones."""
   text = run(only=['byte_latent'])
@@ -131,6 +132,7 @@ def test_tuned_takes_the_fastest_choice_of_every_field():
   assert found == Setting('b', 2)
 
 
+@pytest.mark.slow
 def test_long_rows_and_far_positions(run):
   text = run(only=['long'])
   lines = [line.strip('| ').split(' | ') for line in text.splitlines()]

@@ -296,7 +296,9 @@ def test_a_stopped_comparison_goes_on_and_has_a_table(
   assert len(imagined) == len(set(imagined)) == 4
 
 
-@pytest.mark.parametrize('model', ['patch', 'token'])
+@pytest.mark.parametrize(
+  'model', [pytest.param('patch', marks=pytest.mark.slow), 'token']
+)
 def test_a_model_is_trained_and_scored(folder, tmp_path, trained_here, model):
   text = compare(folder, tmp_path, model)
   assert re.search(rf'\| {model} \(\d\.\d\d bytes/(patch|token)\) \|', text)

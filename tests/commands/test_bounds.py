@@ -198,7 +198,9 @@ def test_bad_flags(run, finished, tmp_path, arguments, words):
     assert word in result.err
 
 
-@pytest.mark.parametrize('kind', ['checkpoint', 'config'])
+@pytest.mark.parametrize(
+  'kind', ['checkpoint', pytest.param('config', marks=pytest.mark.slow)]
+)
 def test_training_on_the_certificate_and_another_stream(
   run, finished, folder, tmp_path, kind
 ):

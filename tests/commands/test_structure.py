@@ -35,6 +35,7 @@ def experiment(folder):
   return file
 
 
+@pytest.mark.slow
 def test_rates_that_transfer_move_features_alike(run, experiment):
   result = run(
     'structure', f'--config={experiment}', '--factors=1,16', '--steps=3'

@@ -176,7 +176,9 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize('name', sorted(MODELS))
+@pytest.mark.parametrize(
+  'name', [pytest.param('btt', marks=pytest.mark.slow), 'feed_forward']
+)
 def test_a_model_learns_a_batch_and_balances_it(name):
   model = MODELS[name]
   ids = jnp.asarray(np.random.default_rng(0).integers(4, 30, (2, 17)))

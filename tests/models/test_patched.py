@@ -115,8 +115,14 @@ def ragged(rows):
   return np.where(np.arange(8)[None] < lengths[:, None], ids, 0), lengths
 
 
-@pytest.mark.parametrize('wait', [2, 3, 9])
-@pytest.mark.parametrize('scorer', [NGRAMS, LM], ids=['ngrams', 'lm'])
+@pytest.mark.parametrize(
+  ('scorer', 'wait'),
+  [
+    pytest.param(NGRAMS, 3, id='ngrams-3'),
+    pytest.param(LM, 9, id='lm-9', marks=pytest.mark.slow),
+    pytest.param(LM, 2, id='lm-2', marks=pytest.mark.slow),
+  ],
+)
 def test_rows_that_wait_say_what_they_would_have_said(scorer, wait):
   """Ragged prompts, several calls, rows that end at different times."""
   params, threshold = drawn(scorer)
@@ -175,7 +181,7 @@ def test_several_bytes_are_read_after_those_that_wait():
   params, threshold = drawn(NGRAMS)
   plain = with_entropy(NGRAMS, threshold)
   ids = np.asarray(latent.text_ids(0, (5, 30)))
-  expected = forward.pure(plain)(params, ids, np.ones_like(ids))
+  expected = jax.jit(forward.pure(plain))(params, ids, np.ones_like(ids))
   model = plain.clone(wait=4)
   step = jax.jit(forward.step(model))
   cache, ones = model.init_cache(5, 30), np.ones((5, 1), int)

@@ -179,7 +179,7 @@ def test_token_depends_on_its_own_row_only(text):
   keys_B = jax.random.split(jax.random.key(1), 6)
   sampler = chain.parse(text)
   together_B = np.asarray(sample(sampler, keys_B, logits_BV))
-  for rows in ([0], [1], [5], [3, 4]):
+  for rows in ([0], [1], [3], [5]):
     rows = np.array(rows)
     alone_B = sample(sampler, keys_B[rows], logits_BV[rows])
     np.testing.assert_array_equal(alone_B, together_B[rows])

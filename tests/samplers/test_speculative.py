@@ -169,6 +169,7 @@ def test_a_row_without_a_law_fails_and_says_so():
     loop.check(state.target)
 
 
+@pytest.mark.slow
 def test_models_with_windows_and_n_grams_agree_with_plain_decoding():
   fields = small_lm.SIZES | small_lm.EXTRAS | {'layers': 1}
   model = small_lm.lm.ByteLM(**fields)  # Its window is five.
