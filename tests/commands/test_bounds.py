@@ -11,6 +11,7 @@ import sys
 import pytest
 
 from bounds import codec
+from configs import base
 from configs import restore
 from configs import sweep
 from tests.commands import running
@@ -82,8 +83,8 @@ def test_fresh_process_accepts_with_the_two_files_and_the_texts(
   # Neither the checkpoint nor the prepared corpus is within reach: the texts
   # of the train split are given as files.
   claim = json.loads((certified / 'certificate.json').read_text())
-  (listed,) = (folder / 'texts' / 'prepared').glob('text-*/train/names.json')
-  names = json.loads(listed.read_text())
+  corpus = base.from_json(claim['stream']['corpus']).open('train')
+  names = json.loads((pathlib.Path(corpus.path) / 'names.json').read_text())
   texts = tmp_path / 'texts'
   texts.mkdir()
   for index, name in enumerate(names):
