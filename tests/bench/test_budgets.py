@@ -321,6 +321,7 @@ def test_a_model_is_trained_and_scored(folder, tmp_path, trained_here, model):
     assert found[f'{speed}_bytes_per_second'] > 0
 
 
+@pytest.mark.slow
 def test_train_py_itself_is_what_runs(folder, tmp_path):
   out = tmp_path / 'out'
   (contender,) = budgets.survey(out, paths_of(folder, 'byte'))

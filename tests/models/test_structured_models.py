@@ -173,7 +173,11 @@ def test_cached_decoding_is_the_full_forward():
 @pytest.mark.parametrize(
   ('model', 'shape'),
   [
-    (byte_lm(BTT(rank=2)), sharding.MeshShape(data=2, fsdp=4)),
+    pytest.param(
+      byte_lm(BTT(rank=2)),
+      sharding.MeshShape(data=2, fsdp=4),
+      marks=pytest.mark.slow,
+    ),
     pytest.param(
       byte_lm(structured.LowRank()),
       sharding.MeshShape(data=1, fsdp=8),

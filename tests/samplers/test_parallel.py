@@ -28,7 +28,11 @@ def make_rows(count):
 
 
 @pytest.mark.parametrize(
-  ('count', 'devices'), [(4, 4), (6, 2), (3, 1)], ids=str
+  ('count', 'devices'), [
+    pytest.param(4, 4, marks=pytest.mark.slow),
+    (6, 2),
+    pytest.param(3, 1, marks=pytest.mark.slow),
+  ],
 )
 def test_rows_apart_are_rows_together(count, devices):
   """A sampler that remembers; several calls; rows that end at other times."""
