@@ -27,6 +27,7 @@ from configs import restore
 from data import codec
 from evals import trace_page
 from models import forward
+from models import superposition
 from samplers import bat
 from samplers import chain
 from samplers import constraints
@@ -239,7 +240,7 @@ def start(job: Job) -> engines.Engine:
     rule = superposed.Superposed(
       drafts=_SUPERPOSED.value, reset=_RESET.value or None
     )
-    mixer = superposed.Mixer(*forward.mixing(job.model))
+    mixer = superposed.Mixer(*superposition.mixing(job.model))
     store = read_ngrams(job)
     return engines.superposes(source, mixer, plan, store, rule, shown=count)
   if _CONTRASTIVE.value is not None:
@@ -257,8 +258,7 @@ def start(job: Job) -> engines.Engine:
 
 def is_search() -> bool:
   """Is the text looked for, and nothing drawn?"""
-  ways = _BEAMS, _CONTRASTIVE, _SUPERPOSED
-  return any(flag.value is not None for flag in ways)
+  return any(w.value is not None for w in (_BEAMS, _CONTRASTIVE, _SUPERPOSED))
 
 
 def read_ngrams(job: Job) -> ngram_store.Store:

@@ -103,6 +103,7 @@ class ByteLatent(nn.Module):
     *,
     entropy_BT: jax.Array | None = None,
     closes_BT: jax.Array | None = None,
+    embeds_BTD: jax.Array | None = None,
   ) -> tuple[jax.Array, latent_cache.Cache | None]:
     """Logits for the byte after each position, and the extended cache.
 
@@ -110,6 +111,8 @@ class ByteLatent(nn.Module):
     entropy_BT: nats after each byte, for patching rules that look at them.
     closes_BT: stored decisions, True where a patch ends after the byte; they
       replace the rule in a forward pass over whole rows.
+    embeds_BTD: replaces the sum of embeddings, as models.lm.ByteLM; with a
+      cache only.
     """
     if documents_BT is None:
       documents_BT = jnp.ones_like(ids_BT)
@@ -121,11 +124,12 @@ class ByteLatent(nn.Module):
           'closes_BT are for whole rows; with a cache pass entropy_BT, from'
           ' which the rule decides.'
         )
-      return self._extend(ids_BT, documents_BT > 0, cache, entropy_BT)
+      real_BT = documents_BT > 0
+      return self._extend(ids_BT, real_BT, cache, entropy_BT, embeds_BTD)
     if closes_BT is None:
       closes_BT = self.patching.closes(ids_BT, documents_BT, entropy_BT)
     else:
-      first_BT = patching_lib.ages(documents_BT) == 0
+      first_BT = masks.row_tokens(documents_BT).position_BT == 0
       closes_BT = (closes_BT | first_BT) & (documents_BT > 0)
     return self._forward(ids_BT, documents_BT, closes_BT), None
 
@@ -274,6 +278,7 @@ class ByteLatent(nn.Module):
     real_BT: jax.Array,
     cache: latent_cache.Cache,
     entropy_BT: jax.Array | None,
+    embeds_BTD: jax.Array | None,
   ) -> tuple[jax.Array, latent_cache.Cache]:
     """Logits of more bytes of each row, and the cache with them.
 
@@ -281,8 +286,10 @@ class ByteLatent(nn.Module):
     """
     position_BT = cache.length_B[:, None] + jnp.arange(ids_BT.shape[1])[None]
     tokens = masks.Tokens(position_BT, real_BT.astype(jnp.int32))
+    if embeds_BTD is None:
+      embeds_BTD = self._embed(ids_BT, position_BT, cache.recent_BC)
     x_BTD, encoder = self.local_encoder(
-      self._embed(ids_BT, position_BT, cache.recent_BC), tokens, cache.encoder
+      embeds_BTD.astype(self.dtype), tokens, cache.encoder
     )
     closes_BT, state = self.patching.extend(
       cache.patching, ids_BT, real_BT, entropy_BT
@@ -326,7 +333,9 @@ class ByteLatent(nn.Module):
       cache.patches_B + new_B,
       pending,
       tuple(x[:, jnp.arange(len(new_B)), new_B] for x in slots_YBPMHK),
-      _last_ids(cache.recent_BC, ids_BT, real_BT),
+      ngrams.latest(
+        cache.recent_BC, ids_BT, jnp.sum(real_BT, axis=1, dtype=jnp.int32)
+      ),
     )
 
   def _run_latent(
@@ -385,13 +394,3 @@ class ByteLatent(nn.Module):
       self,
       cache.latent,
     )
-
-
-def _last_ids(
-  recent_BC: jax.Array, ids_BT: jax.Array, real_BT: jax.Array
-) -> jax.Array:
-  """The last C ids of each row after those of `ids_BT` that are real."""
-  history = jnp.concatenate([recent_BC, ids_BT], axis=1)
-  count_B1 = jnp.sum(real_BT, axis=1, dtype=jnp.int32, keepdims=True)
-  last_BC = count_B1 + jnp.arange(recent_BC.shape[1])[None]
-  return jnp.take_along_axis(history, last_BC, axis=1)

@@ -8,8 +8,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models import lm
-
 
 @functools.lru_cache
 def pure(
@@ -67,13 +65,18 @@ def counted(
 @functools.lru_cache
 def step(
   model: nn.Module,
-) -> Callable[[Any, jax.Array, jax.Array, Any], tuple[jax.Array, Any]]:
+) -> Callable[..., tuple[jax.Array, Any]]:
   """(params, ids_BT, documents_BT, cache) -> (logits_BTV, cache), likewise."""
 
   def apply(
-    params: Any, ids_BT: jax.Array, documents_BT: jax.Array, cache: Any
+    params: Any,
+    ids_BT: jax.Array,
+    documents_BT: jax.Array,
+    cache: Any,
+    **stored: jax.Array,
   ) -> tuple[jax.Array, Any]:
-    return model.apply({'params': params}, ids_BT, documents_BT, cache)
+    extra = {f'{name}_BT': x_BT for name, x_BT in stored.items()}
+    return model.apply({'params': params}, ids_BT, documents_BT, cache, **extra)
 
   return apply
 
@@ -112,54 +115,3 @@ def hidden_step(
     return (logits_BTV, min(found, key=lambda pair: pair[0])[1]), cache
 
   return apply
-
-
-@functools.lru_cache
-def mixing(model: nn.Module) -> tuple[int, Callable[..., Any]]:
-  """For models.lm.ByteLM: what reads a weighted mean of input embeddings.
-
-  Returns the ids before a token that its embedding depends on, C, and (params,
-  recent_BMC, ids_BM, weights_BM, cache) -> (logits_BV, cache); recent_BMC are
-  the ids before, oldest first and 0 where there is none.
-  """
-  if not isinstance(model, lm.ByteLM):
-    raise ValueError(
-      f'{type(model).__name__} takes no embeddings in the place of ids; use a'
-      ' models.lm.ByteLM'
-    )
-
-  def mix(
-    params: Any,
-    recent_BMC: jax.Array,
-    ids_BM: jax.Array,
-    weights_BM: jax.Array,
-    cache: Any,
-  ) -> tuple[jax.Array, Any]:
-    batch_size, count = ids_BM.shape
-    ids_N1 = ids_BM.reshape(-1, 1)
-    position_N1 = jnp.repeat(cache.length_B, count)[:, None]
-    recent_NC = recent_BMC.reshape(batch_size * count, -1)
-    embeds_N1D = params['embed']['embedding'][ids_N1]
-    for name, lookup in (
-      ('ngram_embed', model.ngrams),
-      ('recall_embed', model.recall),
-    ):
-      if lookup.sizes:
-        first = recent_NC.shape[1] - lookup.context
-        embeds_N1D += lookup.copy(features=model.width).apply(
-          {'params': params[name]}, ids_N1, position_N1, recent_NC[:, first:]
-        )
-    embeds_BMD = embeds_N1D.reshape(batch_size, count, -1)
-    mean_BD = jnp.einsum(
-      'BM,BMD->BD', weights_BM, embeds_BMD, precision='highest'
-    )
-    logits_B1V, cache = model.apply(
-      {'params': params},
-      ids_BM[:, :1],
-      jnp.ones_like(ids_BM[:, :1]),
-      cache,
-      mean_BD[:, None],
-    )
-    return logits_B1V[:, 0], cache
-
-  return max(model.ngrams.context, model.recall.context), mix

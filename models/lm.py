@@ -250,8 +250,5 @@ def _extend(
 ) -> Cache:
   """The cache after the real tokens of `ids_BT`."""
   new_B = tokens.document_BT.sum(axis=1)
-  history = jnp.concatenate([cache.recent_BC, ids_BT], axis=1)
-  context = cache.recent_BC.shape[1]
-  index_BC = new_B[:, None] + jnp.arange(context)[None]
-  recent_BC = jnp.take_along_axis(history, index_BC, axis=1)
+  recent_BC = ngrams.latest(cache.recent_BC, ids_BT, new_B)
   return Cache(layers, cache.length_B + new_B, recent_BC)

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from models import masks
 from models import ngrams
-from models import patching
 
 _UNSEEN = -1.0
 
@@ -48,7 +48,7 @@ class NgramEntropy(nn.Module):
       documents_BT = jnp.ones_like(ids_BT)
     if cache is None:
       recent_BC = jnp.zeros((ids_BT.shape[0], 0), jnp.int32)
-      age_BT = patching.ages(documents_BT)
+      age_BT = masks.row_tokens(documents_BT).position_BT
     else:
       recent_BC, length_B = cache
       age_BT = length_B[:, None] + jnp.arange(ids_BT.shape[1])[None]
@@ -66,9 +66,7 @@ class NgramEntropy(nn.Module):
     if cache is None:
       return entropy_BT, None
     real_B = jnp.sum(documents_BT > 0, axis=1, dtype=jnp.int32)
-    history = jnp.concatenate([recent_BC, ids_BT], axis=1)
-    last_BC = real_B[:, None] + jnp.arange(recent_BC.shape[1])[None]
-    recent_BC = jnp.take_along_axis(history, last_BC, axis=1)
+    recent_BC = ngrams.latest(recent_BC, ids_BT, real_B)
     return entropy_BT, (recent_BC, length_B + real_B)
 
 
@@ -99,7 +97,7 @@ def fit(
     lambda ids_BT, documents_BT: _contexts(
       model,
       ids_BT,
-      patching.ages(documents_BT),
+      masks.row_tokens(documents_BT).position_BT,
       jnp.zeros((ids_BT.shape[0], 0), jnp.int32),
     )
   )

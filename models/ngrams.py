@@ -69,6 +69,15 @@ def windows(
   return jnp.stack(shifted, axis=-1)
 
 
+def latest(
+  recent_BC: jax.Array, ids_BT: jax.Array, count_B: jax.Array
+) -> jax.Array:
+  """[B, C]: the last ids of each row after the first count_B of `ids_BT`."""
+  history = jnp.concatenate([recent_BC, ids_BT], axis=1)
+  index_BC = count_B[:, None] + jnp.arange(recent_BC.shape[1])[None]
+  return jnp.take_along_axis(history, index_BC, axis=1)
+
+
 class NgramEmbedding(nn.Module):
   """Sum of hashed n-gram embeddings, added to the byte embedding.
 

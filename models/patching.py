@@ -12,6 +12,8 @@ from typing import Any, ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from models import masks
+
 RELEASED_THRESHOLD = 1.335442066192627  # nats, of the published models
 _FIRST_BYTE = 4  # ids below are special, id b + 4 is byte b
 
@@ -187,7 +189,7 @@ class Patching:
 
     Decided as if nothing followed: that a document ends there adds nothing.
     """
-    index_BT = ages(documents_BT)
+    index_BT = masks.row_tokens(documents_BT).position_BT
     entropy_BT = self._nats(entropy_BT, ids_BT)
     reading = Reading(
       index_BT, ids_BT, _shift(ids_BT), entropy_BT, _shift(entropy_BT)
@@ -275,14 +277,6 @@ def entropy(logits: jax.Array) -> jax.Array:
   log_p = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
   p = jnp.exp(log_p)
   return -jnp.sum(jnp.where(p > 0, p * log_p, 0.0), axis=-1)
-
-
-def ages(documents_BT: jax.Array) -> jax.Array:
-  """Bytes of the document before each byte."""
-  place_BT = _places(documents_BT)
-  changes_BT = documents_BT != _shift(documents_BT)
-  start_BT = jax.lax.cummax(jnp.where(changes_BT, place_BT, 0), axis=1)
-  return place_BT - start_BT
 
 
 def segments(documents_BT: jax.Array) -> jax.Array:

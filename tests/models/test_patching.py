@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from models import masks
 from models import patching
 
 BOS, EOS, DELIMITER = 1, 2, 3
@@ -189,7 +190,7 @@ def test_layout_reads_the_last_complete_patch():
   rng = np.random.default_rng(4)
   documents = np.array([[1, 1, 1, 1, 2, 2, 2, 3, 4, 4, 0, 0]])
   closes = rng.random(documents.shape) < 0.4
-  closes |= patching.ages(documents) == 0
+  closes |= masks.row_tokens(documents).position_BT == 0
   closes &= documents > 0
   layout = patching.layout(jnp.asarray(closes), documents)
   patches = []  # (document, bytes) in order

@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 from scipy import special
 
-from models import forward
 from samplers import loop
 from samplers import ngram_store
 from samplers import superposed
-from tests.models import small_lm
 from tests.samplers import test_loop as toy
 
 V, D = 9, 5
@@ -181,27 +179,6 @@ def test_after_a_reset_all_drafts_begin_alike():
     assert len({tuple(ids) for ids in alive}) == 8
     assert len({tuple(ids[:5]) for ids in alive}) == 1
     assert len({tuple(ids[:5]) for ids in others}) > 1
-
-
-def test_a_weight_of_one_is_the_plain_step():
-  fields = small_lm.SIZES | {'layers': 1}
-  extras = {name: small_lm.EXTRAS[name] for name in ('ngrams', 'recall')}
-  model = small_lm.lm.ByteLM(**fields, **extras)
-  params, size = small_lm.draw(model), 7
-  ids_BT = small_lm.ids(2, size + 1)
-  context, mixed = forward.mixing(model)
-  ones = jnp.ones_like(ids_BT)
-  empty = model.init_cache(2, 12)
-  expected_BTV, _ = small_lm.step(model, params, ids_BT, ones, empty)
-  _, cache = small_lm.step(model, params, ids_BT, ones.at[:, -1].set(0), empty)
-  recent_BC = jnp.pad(ids_BT[:, :size], ((0, 0), (max(context - size, 0), 0)))
-  recent_BC = recent_BC[:, recent_BC.shape[1] - context :]
-  # The other draft counts for nothing.
-  recent_BMC = jnp.stack([recent_BC + 1, recent_BC], axis=1)
-  last_BM = jnp.stack([ids_BT[:, -1] + 1, ids_BT[:, -1]], axis=1)
-  weights_BM = jnp.tile(jnp.array([[0.0, 1.0]]), (2, 1))
-  found_BV, _ = jax.jit(mixed)(params, recent_BMC, last_BM, weights_BM, cache)
-  np.testing.assert_allclose(found_BV, expected_BTV[:, -1], atol=1e-4)
 
 
 @pytest.mark.parametrize(
