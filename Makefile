@@ -32,7 +32,7 @@ demo: $(VENV)/.run ## train, evaluate and sample a small model (10 minutes)
 		'  $(BIN)/python train.py --config=configs/tiny.py --workdir=runs/tiny'
 
 test: $(VENV)/.test ## run the whole test suite
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.test ## check the code with ruff
 	@$(BIN)/ruff check .

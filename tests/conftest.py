@@ -31,6 +31,27 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile('patchwork')
 
 
+# These take longest and begin first, so that both cores end at about the same
+# time; the others follow as they are found.
+_FIRST = (
+  'test_train.py',
+  'test_patched.py',
+  'test_readme.py',
+  'test_initial.py',
+  'test_structured_models.py',
+  'test_presets.py',
+  'test_byte_latent.py',
+  'test_train_input.py',
+  'test_bench.py',
+  'test_budgets.py',
+)
+
+
+def pytest_collection_modifyitems(items):
+  places = {name: place for place, name in enumerate(_FIRST)}
+  items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
+
 # Test modules after which programs are forgotten: thousands slow down all that
 # come after, and compiling the small ones again for every module takes time.
 _MODULES = 8

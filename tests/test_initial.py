@@ -128,10 +128,21 @@ def test_n_grams_are_fitted_to_the_train_split(texts, tmp_path, caplog):
   ],
 )
 def test_parameters_that_do_not_fit_are_named(
-  texts, entropy_run, tmp_path, entropy, source, words
+  texts, entropy_run, entropy, source, words
 ):
   source = dataclasses.replace(source, directory=str(entropy_run))
   config = config_of(texts, patched.LMEntropy(entropy), source)
+  ids = jax.ShapeDtypeStruct((1, 8), np.int32)
+  shapes = jax.eval_shape(config.model.init, jax.random.key(0), ids)
   with pytest.raises(ValueError, match=words):
+    source(config, shapes['params'], None)
+
+
+def test_a_run_that_cannot_begin_leaves_no_checkpoint(
+  texts, entropy_run, tmp_path
+):
+  source = initial.FromRun('missing', str(entropy_run))
+  config = tiny_runs.make_config(texts, initial=(source,))
+  with pytest.raises(ValueError, match="no parameters 'missing'"):
     train.train(config, str(tmp_path / 'run'))
   assert not list((tmp_path / 'run').glob('checkpoints/*'))

@@ -21,13 +21,12 @@ from training import step as step_lib
 
 # Half the compile time; the partitioner is not affected.
 QUICK = {'xla_backend_optimization_level': 0}
-SLOW = pytest.mark.slow
 MESHES = [
-  pytest.param((8, 1, 1), marks=SLOW),
+  (8, 1, 1),
   (4, 2, 1),
-  pytest.param((1, 8, 1), marks=SLOW),
+  (1, 8, 1),
   (2, 2, 2),
-  pytest.param((4, 1, 2), marks=SLOW),
+  (4, 1, 2),
   (1, 4, 2),
 ]
 SIZES = ('400m', '1b', '2b', '4b', '8b')
