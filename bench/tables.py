@@ -16,12 +16,16 @@ _BESIDES = 60
 class Clock:
   """Says how far a list of runs is, and how long the others may take.
 
-  seconds: of training that each is expected to need. Once a run is done, what
-  it took instead corrects the others; those that were there cost nothing.
+  seconds: of training that each is expected to need, and besides that of
+  starting, compiling and scoring. Once a run is done, what it took instead
+  corrects the others; those that were there cost nothing.
   """
 
-  def __init__(self, seconds: Sequence[float]) -> None:
-    self._left = [value + _BESIDES for value in seconds]
+  def __init__(
+    self, seconds: Sequence[float], besides: float | None = None
+  ) -> None:
+    besides = _BESIDES if besides is None else besides
+    self._left = [value + besides for value in seconds]
     self._count = len(seconds)
     self._expected = self._taken = 0.0
     self._began: float | None = None
@@ -71,7 +75,7 @@ def report(records: Sequence[dict[str, Any]]) -> str:
     'Bits per byte of the test split at equal training FLOPs: mean +- standard'
     ' error over\nseeds, and the standard error over documents of one run.'
     ' Speeds are medians.\n\n'
-    f'{_markdown(rows)}\n'
+    f'{markdown(rows)}\n'
   )
   if robust:
     text += (
@@ -80,7 +84,7 @@ def report(records: Sequence[dict[str, Any]]) -> str:
       ' documents (in brackets: per noisy byte).\nSpelling: right answers'
       ' preferred to wrong ones (chance 50%) and given exactly, +- over\n'
       'questions.\n\n'
-      f'{_markdown(robust)}\n'
+      f'{markdown(robust)}\n'
     )
   return text
 
@@ -159,6 +163,7 @@ def _mean_spread(runs: list[dict[str, Any]], key: str, unit: str = '') -> str:
   return f' +- {value:.0%}' if unit == '%' else f' +- {value:.3f}'
 
 
-def _markdown(rows: Sequence[dict[str, str]]) -> str:
+def markdown(rows: Sequence[dict[str, str]]) -> str:
+  """A table; the keys of the first row are its head."""
   lines = [list(rows[0]), ['---'] * len(rows[0]), *(r.values() for r in rows)]
   return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
