@@ -4,6 +4,8 @@ The entropy model is trained before and then stays as it is: nothing flows
 back through its decisions (arXiv 2412.09871, section 2.3).
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -12,6 +14,8 @@ import jax.numpy as jnp
 
 from models import byte_latent
 from models import patching
+
+_ENDLESS = 2**30  # bytes
 
 
 class Held(NamedTuple):
@@ -182,3 +186,30 @@ class Patched(nn.Module):
       entropy_BT=held.entropy_B[:, None],
     )
     return inner, held._replace(waiting_B=jnp.zeros_like(held.waiting_B))
+
+
+@functools.lru_cache
+def ahead(model: Patched) -> Callable[..., tuple[jax.Array, Cache]]:
+  """As models.forward.step, but no patch ends: a draft of several patches.
+
+  (params, ids_BT, documents_BT, cache) -> (logits_BTV, cache): the byte layers
+  alone, which go on reading the last patch that is complete. Only `model`
+  itself may read on from the cache that this one was given.
+  """
+  if not isinstance(model, Patched):
+    raise ValueError(
+      f'{type(model).__name__} has no patches to draft beyond; take a'
+      ' models.patched.Patched, or a smaller model as draft'
+    )
+  endless = patching.Patching(patching.Stride(_ENDLESS), max_length=None)
+  bytes_only = model.model.clone(patching=endless)
+
+  def apply(
+    params: Any, ids_BT: jax.Array, documents_BT: jax.Array, cache: Cache
+  ) -> tuple[jax.Array, Cache]:
+    logits_BTV, inner = bytes_only.apply(
+      {'params': params['model']}, ids_BT, documents_BT, cache.model
+    )
+    return logits_BTV, cache._replace(model=inner)
+
+  return apply

@@ -93,7 +93,7 @@ def drafts(
   *,
   draft_tokens: int,
 ) -> Engine:
-  """Draws by samplers.speculative."""
+  """Draws by samplers.speculative; a draft without cache reads the source's."""
   sources = source, draft
   count, length = len(plan.rows[0]), plan.length + draft_tokens + 1
   models = tuple(speculative.Model(s.step, s.params) for s in sources)

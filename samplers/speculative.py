@@ -7,7 +7,9 @@ max(p - q, 0), and after all of them one more from p. Leviathan et al. 2023
 sampler makes of the logits of either model.
 
 Both models are used through their steps alone, so that no cache has to forget:
-rejected tokens are read into a copy, and the accepted ones once more.
+rejected tokens are read into a copy, and the accepted ones once more. A draft
+without a cache of its own is a cheaper step over that of the target, as
+models.patched.ahead, and forgets its drafts every round.
 """
 
 import functools
@@ -37,8 +39,8 @@ class State(NamedTuple):
   """Where every row stands; `decode` consumes one and returns the next."""
 
   target: loop.State  # `ids_BN` and `length_B` are the result
-  draft_cache: Any
-  draft_logits_BV: jax.Array
+  draft_cache: Any  # None if it reads that of the target
+  draft_logits_BV: jax.Array | None
   drafted_B: jax.Array  # tokens that were proposed
   accepted_B: jax.Array
 
@@ -66,8 +68,9 @@ def prefill(
   Args:
     target: The model whose law it is.
     draft: One of the same vocabulary.
-    caches: Donated, of the target and of the draft; they need room for the
-      prompt, the capacity and the tokens of a draft and one more.
+    caches: Donated, of the target and of the draft, or None for one that reads
+      the target's; they need room for the prompt, the capacity and the tokens
+      of a draft and one more.
     rows: ids_BT, lengths_B and keys_B of samplers.loop.prefill.
     capacity: Tokens that can be generated per row, N.
     draft_tokens: As for `decode`.
@@ -76,18 +79,21 @@ def prefill(
     raise ValueError(
       f'draft_tokens={draft_tokens} must be at least 1; 4 is usual'
     )
+  # Two arrays, for both are donated.
+  counts = [jnp.zeros_like(rows[1]) for _ in range(2)]
   state, other = (
-    loop.prefill(model.step, model.params, cache, *rows, capacity=capacity)
+    cache
+    and loop.prefill(model.step, model.params, cache, *rows, capacity=capacity)
     for model, cache in zip((target, draft), caches, strict=True)
   )
+  if other is None:
+    return State(state, None, None, *counts)
   sizes = state.logits_BV.shape[1], other.logits_BV.shape[1]
   if sizes[0] != sizes[1]:
     raise ValueError(
       f'the draft model has a vocabulary of {sizes[1]} ids and the model one of'
       f' {sizes[0]}; take a draft model trained on the same ids'
     )
-  # Two arrays, for both are donated.
-  counts = (jnp.zeros_like(state.length_B) for _ in range(2))
   return State(state, other.cache, other.logits_BV, *counts)
 
 
@@ -194,15 +200,11 @@ def _advance(
   target_cache, logits_BV = _commit(
     target, now.cache, read, token_BN, count_B, active_B, now.logits_BV
   )
-  draft_cache, draft_logits_BV = _commit(
-    draft,
-    state.draft_cache,
-    made.cache,
-    token_BN,
-    count_B,
-    active_B,
-    state.draft_logits_BV,
-  )
+  own = state.draft_cache, state.draft_logits_BV
+  if state.draft_cache is not None:
+    own = _commit(
+      draft, own[0], made.cache, token_BN, count_B, active_B, own[1]
+    )
   place_BN = now.length_B[:, None] + jnp.arange(token_BN.shape[1])[None]
   is_made_BN = jnp.arange(token_BN.shape[1])[None] < count_B[:, None]
   place_BN = jnp.where(is_made_BN, place_BN, now.ids_BN.shape[1])
@@ -220,8 +222,7 @@ def _advance(
   )
   return State(
     following,
-    draft_cache,
-    draft_logits_BV,
+    *own,
     state.drafted_B + jnp.where(active_B, draft_tokens, 0),
     state.accepted_B + jnp.where(active_B, accepted_B, 0),
   )
@@ -250,10 +251,11 @@ def _draft(
     made = token_B, entropy.law(changed_BV).p_BV
     return (cache, logits_B1V[:, 0].astype(jnp.float32)), made
 
+  begin = state.draft_cache, state.draft_logits_BV
+  if state.draft_cache is None:
+    begin = state.target.cache, state.target.logits_BV
   (cache, logits_BV), (token_GB, q_GBV) = jax.lax.scan(
-    propose,
-    (state.draft_cache, state.draft_logits_BV),
-    jnp.arange(draft_tokens),
+    propose, begin, jnp.arange(draft_tokens)
   )
   return _Round(token_GB.T, q_GBV, cache, logits_BV)
 

@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,6 +14,7 @@ from models import patched
 from models import patching
 from samplers import chain
 from samplers import loop
+from samplers import speculative
 from tests.models import test_byte_latent as latent
 
 NGRAMS = ngram_entropy.NgramEntropy(sizes=(1, 2), rows=256)
@@ -30,13 +30,41 @@ LM = patched.LMEntropy(
 )
 
 
+# One layer of each kind: how several share a cache is test_byte_latent's.
+INNER = latent.MODEL.clone(
+  latent=latent.LATENT.copy(layers=1), decoder=latent.ENCODER
+)
+ROWS, LENGTH = latent.BATCH, latent.LENGTH
+
+
 def with_entropy(scorer, threshold):
   return patched.Patched(
     scorer,
-    latent.MODEL.clone(
+    INNER.clone(
       patching=patching.Patching(patching.Entropy(threshold), max_length=6)
     ),
   )
+
+
+@functools.cache
+def whole(model):
+  """Its jitted forward pass with counts; equal models share one."""
+  return jax.jit(forward.counted(model))
+
+
+@functools.cache
+def jitted_step(model):
+  return jax.jit(forward.step(model))
+
+
+def logits_of(model, params, ids, **stored):
+  return np.asarray(whole(model)(params, ids, np.ones_like(ids), **stored)[0])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def empty(model, rows, length):
+  """An empty cache, in one program."""
+  return model.init_cache(rows, length)
 
 
 @functools.cache
@@ -45,7 +73,7 @@ def drawn(scorer):
   rng = np.random.default_rng(0)
   model = with_entropy(scorer, 0.0)
   shapes = jax.eval_shape(model.init, jax.random.key(0), latent.text_ids(0))
-  params = shapes['params'] | {'model': latent.parameters(latent.MODEL)}
+  params = shapes['params'] | {'model': latent.parameters(INNER)}
   params['entropy'] = jax.tree.map(
     lambda x: rng.uniform(0, 1, x.shape).astype(np.float32), params['entropy']
   )
@@ -55,9 +83,13 @@ def drawn(scorer):
   return params, float(nats[place : place + 2].mean())
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def score(scorer, params, ids):
+  return scorer.apply({'params': params}, ids)[0]
+
+
 def entropies(scorer, params, ids):
-  nats, _ = scorer.apply({'params': params['entropy']}, ids)
-  return np.asarray(nats)
+  return np.asarray(score(scorer, params['entropy'], ids))
 
 
 @pytest.mark.parametrize('scorer', [NGRAMS, LM], ids=['ngrams', 'lm'])
@@ -66,46 +98,48 @@ def test_its_entropies_are_those_given_to_the_model(scorer):
   model = with_entropy(scorer, threshold)
   ids = latent.text_ids(0)
   nats = entropies(scorer, params, ids)
-  found = jax.jit(forward.pure(model))(params, ids, np.ones_like(ids))
-  expected, _ = model.model.apply(
-    {'params': params['model']}, ids, entropy_BT=jnp.asarray(nats)
-  )
+  found = logits_of(model, params, ids)
+  expected = logits_of(model.model, params['model'], ids, entropy=nats)
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
-  # Stored ones replace the model's own: all high ones close every patch.
-  stored = forward.pure(model)(
-    params, ids, np.ones_like(ids), entropy=np.full(ids.shape, 9.0)
-  )
-  assert np.abs(stored - found).max() > 1e-3
+
+
+def test_stored_entropies_replace_its_own():
+  params, threshold = drawn(NGRAMS)
+  model = with_entropy(NGRAMS, threshold)
+  ids = latent.text_ids(0)
+  nats = np.full(ids.shape, 9.0, np.float32)
+  found = logits_of(model, params, ids, entropy=nats)
+  expected = logits_of(model.model, params['model'], ids, entropy=nats)
+  np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+  # All high ones close every patch.
+  assert np.abs(found - logits_of(model, params, ids)).max() > 1e-3
 
 
 @pytest.mark.parametrize('scorer', [NGRAMS, LM], ids=['ngrams', 'lm'])
 def test_decoding_is_the_full_forward(scorer):
   params, threshold = drawn(scorer)
   model = with_entropy(scorer, threshold)
-  apply = functools.partial(
-    jax.jit(lambda params, *inputs: model.apply({'params': params}, *inputs)),
-    params,
-  )
-  ids = latent.text_ids(0, (2, 20))
-  full, _ = apply(ids, jnp.ones_like(ids), None)
-  lengths = np.array([9, 5])
+  ids = latent.text_ids(0)
+  full = logits_of(model, params, ids)
+  apply = functools.partial(jitted_step(model), params)
+  lengths = np.array([9, 5, 1, 7])
   prompt = np.arange(9)[None] < lengths[:, None]
   out, cache = apply(
     np.where(prompt, ids[:, :9], 0),
     prompt.astype(np.int32),
-    model.init_cache(2, 20),
+    empty(model, ROWS, LENGTH),
   )
+  out = np.asarray(out)
   for row, length in enumerate(lengths):
     np.testing.assert_allclose(
       out[row, :length], full[row, :length], rtol=1e-4, atol=1e-4
     )
-  for i in range(11):
+  ones, rows = np.ones((ROWS, 1), np.int32), np.arange(ROWS)
+  for i in range(LENGTH - 9):
     place = lengths + i
-    out, cache = apply(
-      ids[np.arange(2), place][:, None], jnp.ones((2, 1), jnp.int32), cache
-    )
+    out, cache = apply(ids[rows, place][:, None], ones, cache)
     np.testing.assert_allclose(
-      out[:, 0], full[np.arange(2), place], rtol=1e-4, atol=1e-4
+      np.asarray(out)[:, 0], full[rows, place], rtol=1e-4, atol=1e-4
     )
 
 
@@ -136,7 +170,7 @@ def test_rows_that_wait_say_what_they_would_have_said(scorer, wait):
     step = forward.step(model)
     sampler = chain.parse('repetition(1.2)|temperature(0.9)')
     state = loop.prefill(
-      step, params, model.init_cache(rows, 8 + 24), ids, lengths,
+      step, params, empty(model, rows, 8 + 24), ids, lengths,
       jax.random.split(jax.random.key(3), rows),
       capacity=24, sampler=sampler,
     )  # fmt: skip
@@ -145,7 +179,7 @@ def test_rows_that_wait_say_what_they_would_have_said(scorer, wait):
         step, params, state, sampler, num_steps=count,
         stop_ids=tuple(range(4, 16)),
       )  # fmt: skip
-    assert np.all(state.done_B)
+    assert np.asarray(state.done_B).all()
     loop.check(state)
     found.append(state)
   np.testing.assert_array_equal(found[0].ids_BN, found[1].ids_BN)
@@ -155,43 +189,44 @@ def test_rows_that_wait_say_what_they_would_have_said(scorer, wait):
 
 def test_the_latent_transformer_runs_for_as_many_rows_as_wait():
   params, threshold = drawn(NGRAMS)
-  rows, wait = 5, 3
+  wait = 3
   model = with_entropy(NGRAMS, threshold).clone(wait=wait)
-  step = jax.jit(forward.step(model))
-  ids = np.asarray(latent.text_ids(0, (rows, 30)))
-  cache = model.init_cache(rows, 30)
-  read, runs = np.zeros(rows, int), []
-  while read.min() < 30:
-    feeds = ~np.asarray(cache.waiting_B) & (read < 30)
-    before = np.asarray(cache.model.patches_B)
+  ids = latent.text_ids(0)
+  cache = empty(model, ROWS, LENGTH)
+  read, runs = np.zeros(ROWS, int), []
+  while read.min() < LENGTH:
     waited = np.asarray(cache.waiting_B)
-    token = ids[np.arange(rows), np.minimum(read, 29)]
-    _, cache = step(params, token[:, None], feeds[:, None].astype(int), cache)
+    feeds = ~waited & (read < LENGTH)
+    before = np.asarray(cache.model.patches_B)
+    token = ids[np.arange(ROWS), np.minimum(read, LENGTH - 1)]
+    _, cache = jitted_step(model)(
+      params, token[:, None], feeds[:, None].astype(np.int32), cache
+    )
     read += feeds
     closed = np.asarray(cache.model.patches_B) - before
     reading = np.sum(feeds | waited)
     if closed.any():
       runs.append(closed.sum())
       assert closed.sum() >= min(wait, reading)
-      assert not np.any(cache.waiting_B)
+      assert not np.asarray(cache.waiting_B).any()
   assert max(runs) >= wait
 
 
 def test_several_bytes_are_read_after_those_that_wait():
   params, threshold = drawn(NGRAMS)
   plain = with_entropy(NGRAMS, threshold)
-  ids = np.asarray(latent.text_ids(0, (5, 30)))
-  expected = jax.jit(forward.pure(plain))(params, ids, np.ones_like(ids))
-  model = plain.clone(wait=4)
-  step = jax.jit(forward.step(model))
-  cache, ones = model.init_cache(5, 30), np.ones((5, 1), int)
+  ids = latent.text_ids(0)
+  expected = logits_of(plain, params, ids)
+  model = plain.clone(wait=3)
+  step, cache = jitted_step(model), empty(model, ROWS, LENGTH)
   # The first byte of every row ends a patch, so all go on at once.
   for read in range(2):
-    _, cache = step(params, ids[:, read : read + 1], ones, cache)
-  assert 0 < np.sum(cache.waiting_B) < 4
+    part = ids[:, read : read + 1]
+    _, cache = step(params, part, np.ones_like(part), cache)
+  assert 0 < np.asarray(cache.waiting_B).sum() < 3
   rest = ids[:, 2:6]
   found, cache = step(params, rest, np.ones_like(rest), cache)
-  assert not np.any(cache.waiting_B)
+  assert not np.asarray(cache.waiting_B).any()
   np.testing.assert_allclose(found, expected[:, 2:6], rtol=1e-4, atol=1e-4)
 
 
@@ -206,18 +241,20 @@ def test_a_hundred_batches_compile_once():
   params, threshold = drawn(NGRAMS)
   model = with_entropy(NGRAMS, threshold)
   rng = np.random.default_rng(0)
-  forward_pass = jax.jit(forward.counted(model))
-  step = jax.jit(forward.step(model))
-  cache, patches = model.init_cache(2, 100), set()
+  forward_pass, step = whole(model), jitted_step(model)
+  cache, patches, sizes = empty(model, ROWS, LENGTH), set(), set()
   for number in range(100):
-    ids = rng.choice([97, 98, 99, 4 + number % 50], (2, 24)).astype(np.int32)
-    documents = 1 + np.cumsum(rng.random((2, 24)) < 0.1, 1, dtype=np.int32)
-    documents[:, 24 - number % 7 :] = 0
+    ids = rng.choice([97, 98, 99, 4 + number % 50], (ROWS, LENGTH))
+    ids = ids.astype(np.int32)
+    documents = 1 + np.cumsum(rng.random(ids.shape) < 0.1, 1, dtype=np.int32)
+    documents[:, LENGTH - number % 7 :] = 0
     logits, counts = forward_pass(params, ids, documents)
     patches.add(int(counts['patches']))
-    _, cache = step(params, ids[:, :1], documents[:, :1], cache)
-    assert np.all(np.isfinite(logits))
-  assert forward_pass._cache_size() == step._cache_size() == 1
+    if number < LENGTH:
+      _, cache = step(params, ids[:, :1], documents[:, :1], cache)
+    assert np.isfinite(np.asarray(logits)).all()
+    sizes.add((forward_pass._cache_size(), step._cache_size()))
+  assert len(sizes) == 1
   assert len(patches) > 5
 
 
@@ -226,8 +263,9 @@ def test_nothing_flows_into_the_entropy_model():
   model = with_entropy(LM, threshold)
   ids = latent.text_ids(1)
   grads = jax.jit(
-    jax.grad(lambda p: jnp.square(model.apply({'params': p}, ids)[0]).mean())
+    jax.grad(lambda p: (model.apply({'params': p}, ids)[0] ** 2).mean())
   )(params)
+  grads = jax.device_get(grads)
   assert all(not np.any(x) for x in jax.tree.leaves(grads['entropy']))
   assert all(np.any(x) for x in jax.tree.leaves(grads['model']))
 
@@ -238,8 +276,8 @@ def test_cache_and_stored_entropies_exclude_each_other():
   ids = latent.text_ids(0, (1, 4))
   with pytest.raises(ValueError, match='has to read the bytes itself'):
     model.apply(
-      {'params': params}, ids, None, model.init_cache(1, 8),
-      entropy_BT=jnp.zeros((1, 4)),
+      {'params': params}, ids, None, empty(model, 1, 8),
+      entropy_BT=np.zeros((1, 4), np.float32),
     )  # fmt: skip
 
 
@@ -280,7 +318,7 @@ def test_fit_counts_n_grams():
     'mask': np.ones(59, np.float32),
   }
   params = ngram_entropy.fit(model, [row])
-  found, _ = model.apply({'params': params}, text[None, :-1])
+  found = score(model, params, text[None, :-1])
   np.testing.assert_allclose(
     found[0], brute_force(text, (1, 2)), rtol=1e-5, atol=1e-5
   )
@@ -297,8 +335,42 @@ def test_unseen_contexts_fall_back_to_shorter_ones():
   params = ngram_entropy.fit(model, [row])
   shorter = model.clone(sizes=(1,))
   ids = np.array([[6, 6]], np.int32)
-  found, _ = model.apply({'params': params}, ids)
-  expected, _ = shorter.apply({'params': {'table_1': params['table_1']}}, ids)
-  assert found[0, 1] == expected[0, 1]
-  unknown, _ = model.apply({'params': params}, np.array([[9]], np.int32))
+  found = np.asarray(score(model, params, ids))
+  expected = score(shorter, {'table_1': params['table_1']}, ids)
+  assert found[0, 1] == np.asarray(expected)[0, 1]
+  unknown = score(model, params, np.array([[9, 9]], np.int32))
   np.testing.assert_allclose(unknown, np.log(256), rtol=1e-6)
+
+
+def test_drafts_without_the_latent_transformer_change_nothing_but_the_time():
+  """Of ragged prompts and over patches, most of which end within a draft."""
+  params, threshold = drawn(NGRAMS)
+  model = with_entropy(NGRAMS, threshold)
+  step, sampler = forward.step(model), chain.parse('greedy')
+  ids, lengths = ragged(3)
+  keys = jax.random.split(jax.random.key(0), 3)
+  plain = loop.generate(
+    step, params, model.init_cache(3, 32), ids, lengths, keys, sampler,
+    num_tokens=18,
+  )  # fmt: skip
+  sides = (
+    speculative.Model(step, params),
+    speculative.Model(patched.ahead(model), params),
+  )
+  state = speculative.prefill(
+    *sides, (model.init_cache(3, 32), None), (ids, lengths, keys),
+    capacity=18, draft_tokens=5,
+  )  # fmt: skip
+  state = speculative.decode(
+    *sides, state, sampler, num_rounds=18, draft_tokens=5
+  )
+  np.testing.assert_array_equal(state.target.ids_BN, plain.ids_BN)
+  assert np.all(state.target.done_B)
+  # The first of a draft is the model's own; others are not always right.
+  drafted, accepted = int(state.drafted_B.sum()), int(state.accepted_B.sum())
+  assert drafted / 5 <= accepted < drafted
+
+
+def test_a_model_without_patches_cannot_draft_for_itself():
+  with pytest.raises(ValueError, match='ByteLM has no patches to draft'):
+    patched.ahead(LM.lm)
