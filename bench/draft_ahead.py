@@ -1,6 +1,6 @@
-"""What drafting ahead of the latent transformer could save at the most.
+"""What drafting ahead of the latent transformer saves, and could at the most.
 
-python -m bench.draft_ahead
+python -m bench.draft_ahead [--checkpoint=DIR]
 
 Byte layers alone may draft the bytes of several patches, reading the latent
 output of the last complete one; all are then read at once, and the latent
@@ -8,21 +8,30 @@ transformer runs once for several patches instead of once for each.
 """
 
 import functools
+import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from absl import flags
 
 from bench import byte_latent as bench_latent
 from bench import tables
 from bench import timing
 from configs import base
 from configs import command
+from configs import restore
+from data import codec
 from models import byte_latent
 from models import forward
 from models import ngrams
+from models import patched
 from models import patching
+from samplers import chain
+from samplers import loop
+from samplers import speculative
 from training import host
 
 _PATCH_BYTES = 4
@@ -30,11 +39,25 @@ _PROMPT = 64
 _PATCHES = (2, 4, 8)
 _PRESETS = ('bench', '400m', '1b')
 _ROUNDS = 5
+_BYTES = (4, 8, 16)
+_NEW = 256
+_TEXTS = 4
+
+_CHECKPOINT = flags.DEFINE_string(
+  'checkpoint', None, 'Run of a BLT to be measured, instead of the ceilings.'
+)
 
 
 def main(_: Sequence[str]) -> None:
   command.quiet()
   host.keep_memory()
+  if _CHECKPOINT.value:
+    with command.explained('bench.draft_ahead'):
+      run = restore.restore(pathlib.Path(_CHECKPOINT.value))
+      texts = run.config.data.open('test')
+      found = list(measured(run, texts, _BYTES, _NEW, _ROUNDS))
+      print(tables.markdown(found))
+    return
   for preset in _PRESETS:
     found = list(rows(preset, _PATCHES, _ROUNDS))
     print(tables.markdown(found), flush=True)
@@ -71,6 +94,92 @@ def rows(
       'speed at best': str(ratio),
       'even at': break_even(count, ratio.median),
     }
+
+
+def measured(
+  run: restore.Run,
+  texts: Sequence[bytes],
+  sizes: Sequence[int],
+  new_bytes: int,
+  rounds: int,
+) -> Iterator[dict[str, str]]:
+  """Greedy continuation of the first texts, one after the other."""
+  spelling = run.config.data.codec
+  texts = [texts[i][:_PROMPT] for i in range(min(len(texts), _TEXTS))]
+  ids = [np.array([[codec.BOS, *spelling.encode(x)]], np.int32) for x in texts]
+  plain = functools.partial(_continue, run, ids, new_bytes)
+  expected = plain()
+  for size in sizes:
+    ahead = functools.partial(_continue_ahead, run, ids, new_bytes, size)
+    found = ahead()
+    same = [
+      np.array_equal(state.target.ids_BN, other.ids_BN)
+      for state, other in zip(found, expected, strict=True)
+    ]
+    accepted, drafted = (
+      sum(int(getattr(state, name)[0]) for state in found)
+      for name in ('accepted_B', 'drafted_B')
+    )
+    seconds = timing.interleaved({'plain': plain, 'ahead': ahead}, rounds)
+    yield {
+      'drafted bytes': str(size),
+      'accepted': f'{accepted / drafted:.0%}',
+      'texts that are plain greedy': f'{sum(same)} of {len(same)}',
+      'speed over plain': str(timing.ratio(seconds['plain'], seconds['ahead'])),
+    }
+
+
+def _rows(ids_1T: np.ndarray) -> tuple[Any, ...]:
+  key = jax.random.split(jax.random.key(0), 1)
+  return ids_1T, np.array([ids_1T.shape[1]], np.int32), key
+
+
+def _continue(
+  run: restore.Run, prompts: Sequence[np.ndarray], new_bytes: int
+) -> list[loop.State]:
+  """One byte after the other."""
+  model = run.config.model
+  return jax.block_until_ready([
+    loop.generate(
+      forward.step(model),
+      run.params,
+      model.init_cache(1, ids_1T.shape[1] + new_bytes),
+      *_rows(ids_1T),
+      chain.parse('greedy'),
+      num_tokens=new_bytes,
+    )
+    for ids_1T in prompts
+  ])
+
+
+def _continue_ahead(
+  run: restore.Run, prompts: Sequence[np.ndarray], new_bytes: int, size: int
+) -> list[speculative.State]:
+  """With drafts of so many bytes."""
+  model, found = run.config.model, []
+  sides = [
+    speculative.Model(step(model), run.params)
+    for step in (forward.step, patched.ahead)
+  ]
+  for ids_1T in prompts:
+    cache = model.init_cache(1, ids_1T.shape[1] + new_bytes + size + 1)
+    state = speculative.prefill(
+      *sides,
+      (cache, None),
+      _rows(ids_1T),
+      capacity=new_bytes,
+      draft_tokens=size,
+    )
+    found.append(
+      speculative.decode(
+        *sides,
+        state,
+        chain.parse('greedy'),
+        num_rounds=new_bytes,
+        draft_tokens=size,
+      )
+    )
+  return jax.block_until_ready(found)
 
 
 def _load(

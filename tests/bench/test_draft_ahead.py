@@ -1,8 +1,13 @@
 """The ceiling of drafting ahead."""
 
+import types
+
 import pytest
 
 from bench import draft_ahead
+from configs import restore
+from data import codec
+from tests.models import test_superposition
 
 
 @pytest.mark.slow
@@ -20,3 +25,15 @@ def test_rows_of_a_tiny_model():
 )
 def test_patches_that_must_be_right(count, ratio, expected):
   assert draft_ahead.break_even(count, ratio) == expected
+
+
+@pytest.mark.slow
+def test_a_run_is_measured_and_stays_greedy():
+  model, params = test_superposition.drawn('tables')
+  texts = types.SimpleNamespace(codec=codec.Bytes())
+  config = types.SimpleNamespace(model=model, data=texts)
+  (row,) = draft_ahead.measured(
+    restore.Run(config, params, 1), [b'abab' * 20] * 2, (3,), 8, 1
+  )
+  assert row['texts that are plain greedy'] == '2 of 2'
+  assert 33 <= int(row['accepted'].rstrip('%')) <= 100
