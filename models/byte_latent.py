@@ -124,8 +124,12 @@ class ByteLatent(nn.Module):
           'closes_BT are for whole rows; with a cache pass entropy_BT, from'
           ' which the rule decides.'
         )
-      real_BT = documents_BT > 0
-      return self._extend(ids_BT, real_BT, cache, entropy_BT, embeds_BTD)
+      position_BT = cache.length_B[:, None] + jnp.arange(ids_BT.shape[1])[None]
+      tokens = masks.Tokens(position_BT, (documents_BT > 0).astype(jnp.int32))
+      if embeds_BTD is None:
+        embeds_BTD = self._embed(ids_BT, position_BT, cache.recent_BC)
+      x_BTD = embeds_BTD.astype(self.dtype)
+      return self._extend(ids_BT, x_BTD, tokens, cache, entropy_BT)
     if closes_BT is None:
       closes_BT = self.patching.closes(ids_BT, documents_BT, entropy_BT)
     else:
@@ -275,22 +279,18 @@ class ByteLatent(nn.Module):
   def _extend(
     self,
     ids_BT: jax.Array,
-    real_BT: jax.Array,
+    x_BTD: jax.Array,
+    tokens: masks.Tokens,
     cache: latent_cache.Cache,
     entropy_BT: jax.Array | None,
-    embeds_BTD: jax.Array | None,
   ) -> tuple[jax.Array, latent_cache.Cache]:
     """Logits of more bytes of each row, and the cache with them.
 
-    Here patch 0 is the open one, and those that it starts follow.
+    x_BTD: embeddings; tokens: where they stand, 0 for padding. Here patch 0 is
+    the open one, and those that it starts follow.
     """
-    position_BT = cache.length_B[:, None] + jnp.arange(ids_BT.shape[1])[None]
-    tokens = masks.Tokens(position_BT, real_BT.astype(jnp.int32))
-    if embeds_BTD is None:
-      embeds_BTD = self._embed(ids_BT, position_BT, cache.recent_BC)
-    x_BTD, encoder = self.local_encoder(
-      embeds_BTD.astype(self.dtype), tokens, cache.encoder
-    )
+    real_BT = tokens.document_BT > 0
+    x_BTD, encoder = self.local_encoder(x_BTD, tokens, cache.encoder)
     closes_BT, state = self.patching.extend(
       cache.patching, ids_BT, real_BT, entropy_BT
     )
