@@ -1,8 +1,16 @@
-"""Checks that a config's learning rate means the same at other widths.
+"""Structured layers of a config: what they cost, and whether its rate holds.
 
-python structure.py --config=configs/btt.py --plot=coordinates.png
+  python structure.py --config=configs/btt.py --plot=coordinates.png
+  python structure.py --config=configs/btt.py --sweep=1e-3,3e-3,1e-2
+  python structure.py --config=configs/btt.py --layers
+  python structure.py --config=configs/btt.py --search --macs=20000
+  python structure.py --config=configs/btt.py --convert=runs/dense \
+    --workdir=runs/converted
+
+Without more flags it compares the changes of activations at several widths.
 """
 
+import json
 import pathlib
 from collections.abc import Sequence
 
@@ -11,6 +19,16 @@ from absl import flags
 from configs import base
 from configs import command
 from configs import coordinates
+from configs import layer_table
+from configs import rate_sweep
+from configs import restore
+from configs import theta_search
+from configs import warm_start
+from training import checkpoint
+from training import estimate
+from training import host
+from training import manifest
+from training import workdir as workdir_lib
 
 _CONFIG = flags.DEFINE_string('config', None, 'Experiment file.')
 _SET = flags.DEFINE_multi_string('set', [], 'Field to change: path=value.')
@@ -22,6 +40,29 @@ _RULES = flags.DEFINE_list(
 )
 _STEPS = flags.DEFINE_integer('steps', 10, 'Train steps.', lower_bound=1)
 _PLOT = flags.DEFINE_string('plot', None, 'PNG or SVG file to write.')
+_SWEEP = flags.DEFINE_list(
+  'sweep', None, 'Learning rates to train with at every width.'
+)
+_LAYERS = flags.DEFINE_bool('layers', False, 'Costs of every projection.')
+_MEASURE = flags.DEFINE_bool('measure', True, 'Of --layers: time them too.')
+_SEARCH = flags.DEFINE_bool(
+  'search', False, 'Einsum layers within a budget, for all but the head.'
+)
+_MACS = flags.DEFINE_float('macs', None, 'Multiply-adds per position, at most.')
+_BYTES = flags.DEFINE_float('bytes', None, 'Bytes moved per position, at most.')
+_TIME = flags.DEFINE_float(
+  'time', None, 'Microseconds of a forward pass on --chip, at most.'
+)
+_CHIP = flags.DEFINE_string(
+  'chip', 'H100', f'Of --time: {", ".join(estimate.CHIPS)}.'
+)
+_CONVERT = flags.DEFINE_string(
+  'convert', None, "Run directory whose projections become the config's."
+)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory to make of it.')
+_LEAD = flags.DEFINE_float(
+  'lead', 0.5, 'Part of the steps in which dense matrices guide, 0 for none.'
+)
 
 # Where the change at the widest model, over that at the narrowest, may lie.
 _LEAST, _MOST = 0.8, 1.6
@@ -29,24 +70,85 @@ _LEAST, _MOST = 0.8, 1.6
 
 def main(_: Sequence[str]) -> None:
   command.quiet()
+  host.keep_memory()
   with command.explained('structure.py'):
-    show()
+    if not _CONFIG.value:
+      known = ', '.join(base.experiments())
+      raise ValueError(f'--config is missing; give an experiment, as {known}.')
+    tasks = {
+      '--sweep': sweep if _SWEEP.value is not None else None,
+      '--layers': layers if _LAYERS.value else None,
+      '--search': search if _SEARCH.value else None,
+      '--convert': convert if _CONVERT.value is not None else None,
+    }
+    chosen = [name for name, task in tasks.items() if task is not None]
+    if len(chosen) > 1:
+      raise ValueError(f'{" and ".join(chosen)} do different things; give one.')
+    config = base.load(_CONFIG.value)
+    # The fields that a conversion changes are those of the run.
+    if chosen != ['--convert']:
+      config = base.override(config, _SET.value)
+    task = tasks[chosen[0]] if chosen else check
+    task(config)
 
 
-def show() -> None:
-  """Reads the flags, trains at every width, prints the table and plots it."""
-  if not _CONFIG.value:
-    known = ', '.join(base.experiments())
-    raise ValueError(f'--config is missing; give an experiment, as {known}.')
-  try:
-    factors = [float(text) for text in _FACTORS.value]
-  except ValueError:
-    factors = []
-  if not factors or min(factors) <= 0:
+def layers(config: base.Config) -> None:
+  """Prints what every projection costs."""
+  found = layer_table.rows(config, measured=_MEASURE.value)
+  print('\n'.join(layer_table.table(config, found)))
+
+
+def search(config: base.Config) -> None:
+  """Prints the best einsum layers within the budget."""
+  budget = theta_search.Budget(
+    _MACS.value, _BYTES.value, _TIME.value, _CHIP.value
+  )
+  print('\n'.join(theta_search.table(theta_search.search(config, budget))))
+
+
+def sweep(config: base.Config) -> None:
+  """Prints losses for every learning rate and width."""
+  rates = _numbers('sweep', _SWEEP.value, '1e-3,3e-3')
+  batches = coordinates.read_batches(config, _STEPS.value)
+  found = rate_sweep.columns(
+    config,
+    tuple(rates),
+    _numbers('factors', _FACTORS.value, '1,4'),
+    _RULES.value,
+    batches,
+  )
+  print('\n'.join(rate_sweep.table(tuple(rates), found)))
+
+
+def convert(config: base.Config) -> None:
+  """Makes a structured run of a dense one, and says what that costs."""
+  if not _WORKDIR.value:
+    raise ValueError('--workdir is missing; name a folder for the new run.')
+  workdir = pathlib.Path(_WORKDIR.value)
+  if workdir.exists() and any(workdir.iterdir()):
     raise ValueError(
-      f'--factors={",".join(_FACTORS.value)} must be positive numbers, as 1,4.'
+      f'--workdir={workdir} holds something already; name a new folder, since'
+      ' nothing is overwritten.'
     )
-  config = base.override(base.load(_CONFIG.value), _SET.value)
+  run = restore.restore(_CONVERT.value)
+  wanted = warm_start.target(run.config, config, _SET.value)
+  made = warm_start.convert(run, wanted, _LEAD.value)
+  tree = base.to_json(made.config)
+  workdir_lib.write_config(workdir, tree)
+  with checkpoint.Checkpoints(workdir, config=tree) as checkpoints:
+    state = {'params': made.params}
+    checkpoints.save(made.config.steps, state, force=True)
+  stages = [stage._asdict() for stage in made.stages]
+  manifest.write_file(
+    workdir / 'conversion.json', json.dumps(stages, indent=2) + '\n'
+  )
+  print('\n'.join(warm_start.table(made.stages)))
+  print(f'{workdir} holds the structured model')
+
+
+def check(config: base.Config) -> None:
+  """Trains at every width, prints the table of changes and plots it."""
+  factors = _numbers('factors', _FACTORS.value, '1,4')
   # All of them before the first is trained, for their errors.
   configs = {
     rule: [coordinates.at_width(config, factor, rule) for factor in factors]
@@ -60,6 +162,19 @@ def show() -> None:
   if _PLOT.value:
     plot(found, _PLOT.value)
     print(f'plot: {_PLOT.value}')
+
+
+def _numbers(flag: str, texts: list[str], example: str) -> list[float]:
+  """Positive numbers of a list flag."""
+  try:
+    numbers = [float(text) for text in texts]
+  except ValueError:
+    numbers = []
+  if not numbers or not min(numbers) > 0:
+    raise ValueError(
+      f'--{flag}={",".join(texts)} must be positive numbers, as {example}.'
+    )
+  return numbers
 
 
 def table(rule: str, points: list[coordinates.Point]) -> list[str]:

@@ -59,25 +59,17 @@ def widened(model: nn.Module, factor: float) -> nn.Module:
   return model.clone(parent=None, **changed)
 
 
-def with_dense(model: nn.Module) -> nn.Module:
-  """The model with dense projections."""
-  if isinstance(getattr(model, 'model', None), nn.Module):
-    return model.clone(model=with_dense(model.model))
-  return model.clone(linear=linear.Dense())
-
-
 def at_width(config: base.Config, factor: float, rule: str) -> base.Config:
-  """The config of a wider model, with constant rates by a rule of `RULES`."""
+  """The config of a wider model, with rates by a rule of `RULES`."""
   if rule not in RULES:
     raise ValueError(f'rule={rule!r} must be one of {", ".join(RULES)}.')
   given = config.optimizer.base
-  reference = with_dense(config.model) if given is None else given
+  dense = linear.with_linear(config.model, linear.Dense())
+  reference = dense if given is None else given
   optimizer = dataclasses.replace(
     config.optimizer,
     base=reference if rule == 'transfer' else None,
     multipliers=(('kernel$', 1 / factor),) if rule == 'width' else (),
-    warmup_steps=0,
-    final_ratio=1.0,
   )
   # Both rules begin alike: only the rates differ.
   begin = () if rule == 'none' else (initial.LikeBase(reference),)
@@ -89,10 +81,18 @@ def at_width(config: base.Config, factor: float, rule: str) -> base.Config:
   )
 
 
+def width_of(model: nn.Module) -> int:
+  """Of the transformer; of one over patches, of the widest."""
+  inner = getattr(model, 'model', model)
+  return getattr(inner, 'latent', inner).width
+
+
 def measure(config: base.Config, batches: list[Any]) -> Point:
-  """Trains on each batch once and measures on the first."""
+  """Trains on each batch once, at one rate, and measures on the first."""
   model, steps = config.model, len(batches)
-  optimizer = config.optimizer.build(steps)
+  optimizer = dataclasses.replace(
+    config.optimizer, warmup_steps=0, final_ratio=1.0
+  ).build(steps)
   probe = batches[0]
 
   def apply(params: Any, ids: Any, documents: Any, **stored: Any) -> jax.Array:
@@ -141,9 +141,7 @@ def measure(config: base.Config, batches: list[Any]) -> Point:
     moved.append(distance(after, before))
     before = after
   means = jax.tree.map(lambda *x: float(np.mean(x)), *moved)
-  widest = getattr(model, 'model', model)
-  width = getattr(widest, 'latent', widest).width
-  return Point(width, means, float(metrics.loss))
+  return Point(width_of(model), means, float(metrics.loss))
 
 
 def read_batches(config: base.Config, steps: int) -> list[Any]:

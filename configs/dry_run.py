@@ -62,6 +62,7 @@ def report(
   jax.config.update('jax_platforms', 'cpu')
   model, length = config.model, config.row_length
   parts = flops.per_byte(model, length=length)
+  rows = max(config.batch_size // config.accumulate // (devices or 1), 1)
   optimizer = config.optimizer.build(config.steps)
   # See configs.stored.
   scored = isinstance(getattr(model, 'entropy', None), patched.LMEntropy)
@@ -72,7 +73,9 @@ def report(
     flops=estimate.Flops(
       forward=parts._asdict(),
       needed=3 * parts.total,
-      computed=flops.training(model, flops.computed(model, length=length)),
+      computed=flops.training(
+        model, flops.computed(model, length=length, rows=rows)
+      ),
       patch_bytes=flops.usual_patch(model),
     ),
     stored=('entropy',) if scored else (),

@@ -8,16 +8,17 @@ hold is a block index, unless it is no feature: then it is their bond.
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from models import execution
 
 # Axes of the einsum family: the input's, the output's, the bond.
 EINSUM = ('alpha', 'beta', 'gamma', 'delta', 'epsilon', 'phi', 'rho')
-_TOKENS = 'tokens'
+TOKENS = 'tokens'
 
 
 class Core(NamedTuple):
@@ -178,39 +179,90 @@ def block_train(
   return Chain(d_in, d_out, inputs, outputs, tuple(cores), sizes)
 
 
+class Step(NamedTuple):
+  """A product with a core: axes of the state before, as read, and after.
+
+  blocks: whether it is a batch of products.
+  """
+
+  core: Core
+  came: tuple[str, ...]
+  read: tuple[str, ...]
+  after: tuple[str, ...]
+  blocks: bool
+
+
+def steps(chain: Chain, tokens_last: bool = True) -> Iterator[Step]:
+  """The products of a pass, in order.
+
+  tokens_last: in products with blocks, so that what moves between two cores
+    are contiguous rows of tokens and the matmuls are wide: the fastest for
+    many tokens. A plain product takes tokens first.
+  """
+  axes = (TOKENS, *chain.inputs)
+  for core in chain.cores:
+    idle = tuple(a for a in axes if a not in core.batch + core.contract)
+    if chain.size(core.batch) > 1 and tokens_last:
+      idle = (*(a for a in idle if a != TOKENS), TOKENS)
+      read = core.batch + core.contract + idle
+      after = core.batch + core.out + idle
+    else:
+      read = core.batch + idle + core.contract
+      after = core.batch + idle + core.out
+    yield Step(core, axes, read, after, chain.size(core.batch) > 1)
+    axes = after
+
+
+def blast(d_in: int, d_out: int, blocks: int, rank: int) -> Chain:
+  """Blocks (j, i) of a matrix, V_j diag(s_ji) U_i of rank `rank` each.
+
+  The bond is a block index of the core in the middle: three cores hold it.
+  """
+  sizes = {
+    'm1': blocks, 'm2': -(-d_in // blocks),
+    'n1': blocks, 'n2': -(-d_out // blocks), 'r1': rank,
+  }  # fmt: skip
+  cores = (
+    Core(('m1',), ('m2',), ('r1',)),
+    Core(('r1',), ('m1',), ('n1',)),
+    Core(('n1',), ('r1',), ('n2',)),
+  )
+  return Chain(d_in, d_out, ('m1', 'm2'), ('n1', 'n2'), cores, sizes)
+
+
 def contract(
   chain: Chain, kernels: Sequence[jax.Array], x_TD: jax.Array
 ) -> jax.Array:
-  """x W for rows of x, without forming W; kernels have `chain.shapes`.
-
-  A core with blocks runs with tokens last, so that what moves between two
-  cores are contiguous rows of tokens and the matmuls are wide; a plain matmul
-  takes tokens first. On a CPU each is the fastest of the forms of its kind.
-  """
+  """x W for rows of x, without forming W; kernels have `chain.shapes`."""
   padding = chain.size(chain.inputs) - chain.d_in
   x_TD = jnp.pad(x_TD, [(0, 0), (0, padding)]) if padding else x_TD
-  axes = (_TOKENS, *chain.inputs)
-  sizes = chain.sizes | {_TOKENS: x_TD.shape[0]}
+  tokens_last = execution.tokens_last(x_TD.shape[0])
+  sizes = chain.sizes | {TOKENS: x_TD.shape[0]}
+  axes = (TOKENS, *chain.inputs)
   state = x_TD.reshape([sizes[axis] for axis in axes])
-  for core, kernel in zip(chain.cores, kernels, strict=True):
+  for step, kernel in zip(steps(chain, tokens_last), kernels, strict=True):
     blocks, fan_in, fan_out = kernel.shape
-    idle = tuple(a for a in axes if a not in core.batch + core.contract)
-    if blocks == 1:
-      state = _transpose(state, axes, core.batch + idle + core.contract)
+    state = transpose(state, axes, step.read)
+    if not step.blocks:
       state = state.reshape(-1, fan_in) @ kernel.reshape(fan_in, fan_out)
-      axes = core.batch + idle + core.out
-    else:
-      idle = (*(a for a in idle if a != _TOKENS), _TOKENS)
-      state = _transpose(state, axes, core.batch + core.contract + idle)
-      state = state.reshape(blocks, fan_in, -1)
+    elif tokens_last:
       # One batch axis, the contracted axis in the middle of both.
       state = jax.lax.dot_general(
-        kernel, state, (((1,), (1,)), ((0,), (0,)))
+        kernel, state.reshape(blocks, fan_in, -1), (((1,), (1,)), ((0,), (0,)))
       )
-      axes = core.batch + core.out + idle
+    else:
+      state = state.reshape(blocks, -1, fan_in) @ kernel
+    axes = step.after
     state = state.reshape([sizes[axis] for axis in axes])
-  out_TD = _transpose(state, axes, (_TOKENS, *chain.outputs))
+  out_TD = transpose(state, axes, (TOKENS, *chain.outputs))
   return out_TD.reshape(x_TD.shape[0], -1)[:, : chain.d_out]
+
+
+def states(chain: Chain) -> list[int]:
+  """Numbers per token that each core reads, and that the last one writes."""
+  found = list(steps(chain))
+  axes = [step.came for step in found] + [found[-1].after]
+  return [chain.size(set(names) - {TOKENS}) for names in axes]
 
 
 def to_dense(chain: Chain, kernels: Sequence[jax.Array]) -> jax.Array:
@@ -229,43 +281,11 @@ def to_dense(chain: Chain, kernels: Sequence[jax.Array]) -> jax.Array:
   return matrix[: chain.d_in, : chain.d_out]
 
 
-def from_dense(chain: Chain, matrix: np.ndarray) -> list[np.ndarray]:
-  """Kernels whose matrix is near W [d_in, d_out], in float64.
-
-  Cores are split off one by one, by a truncated singular value decomposition
-  per block: plain for low rank, of Van Loan's rearrangement for Kronecker
-  products and tensor trains, of every block for block tensor trains. Two
-  cores without padding are the nearest in the Frobenius norm, and a matrix
-  that unpadded cores can represent is returned exactly.
-  """
-  axes = chain.inputs + chain.outputs
-  shape = (chain.size(chain.inputs), chain.size(chain.outputs))
-  rest = np.zeros(shape)
-  rest[: chain.d_in, : chain.d_out] = matrix
-  rest = rest.reshape([chain.sizes[a] for a in axes])
-  kernels = []
-  for i, (core, shape) in enumerate(
-    zip(chain.cores, chain.shapes, strict=True)
-  ):
-    if i < len(chain.cores) - 1:
-      later = {a for other in chain.cores[i + 1 :] for a in other.axes}
-      bond = tuple(a for a in core.out if a not in chain.outputs)
-      own = tuple(a for a in core.axes if a not in bond)
-      shared = tuple(a for a in own if a in later)
-      rows = tuple(a for a in own if a not in later)
-      columns = tuple(a for a in axes if a not in own)
-      stack = _transpose(rest, axes, shared + rows + columns)
-      left, right = _split(
-        stack.reshape(*map(chain.size, (shared, rows, columns))),
-        chain.size(bond),
-      )
-      left_axes, axes = shared + rows + bond, shared + bond + columns
-      kernel = left.reshape([chain.sizes[a] for a in left_axes])
-      rest = right.reshape([chain.sizes[a] for a in axes])
-    else:
-      kernel, left_axes = rest, axes
-    kernels.append(_transpose(kernel, left_axes, core.axes).reshape(shape))
-  return kernels
+def transpose(
+  x: Any, axes: tuple[str, ...], wanted: tuple[str, ...]
+) -> Any:
+  """x with its named axes in the wanted order."""
+  return x.transpose([axes.index(axis) for axis in wanted])
 
 
 def _train_sizes(
@@ -274,19 +294,3 @@ def _train_sizes(
   sizes = {f'm{i}': size for i, size in enumerate(ins, 1)}
   sizes |= {f'n{i}': size for i, size in enumerate(outs, 1)}
   return sizes | {f'r{i}': rank for i in range(1, len(ins))}
-
-
-def _split(
-  stack: np.ndarray, rank: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Balanced factors of the best approximation of every matrix of a stack."""
-  left, values, right = np.linalg.svd(stack, full_matrices=False)
-  roots = np.sqrt(values[:, :rank])
-  return left[:, :, :rank] * roots[:, None], roots[..., None] * right[:, :rank]
-
-
-def _transpose(
-  x: Any, axes: tuple[str, ...], wanted: tuple[str, ...]
-) -> Any:
-  """x with its named axes in the wanted order."""
-  return x.transpose([axes.index(axis) for axis in wanted])

@@ -1,8 +1,12 @@
 """Sizes of the factors of a layer's width, padded up and never cut."""
 
+import functools
 import itertools
 import math
 from collections.abc import Iterator
+
+# A rule's name, or the factors themselves of every width that a layer meets.
+Factors = str | tuple[tuple[int, ...], ...]
 
 # A most balanced pair further apart than this is padded to a better size.
 _MAX_RATIO = 4
@@ -33,6 +37,43 @@ def greedy(size: int, parts: int = 2) -> tuple[int, ...]:
   return tuple(sorted(factors))
 
 
+def check(factors: Factors, parts: int, layer: str) -> None:
+  """ValueError unless these are a rule or tuples of `parts` whole numbers."""
+  if isinstance(factors, str):
+    if factors in RULES:
+      return
+  elif factors and all(
+    len(given) == parts and all(isinstance(f, int) and f > 0 for f in given)
+    for given in factors
+  ):
+    return
+  raise ValueError(
+    f'{layer} factors={factors!r} must be one of {tuple(RULES)}, or for every'
+    f' width a tuple of {parts} whole numbers that multiply to it, as'
+    f' {(balanced(64, parts), balanced(256, parts))}.'
+  )
+
+
+def choose(
+  factors: Factors, size: int, parts: int, where: str
+) -> tuple[int, ...]:
+  """The factors of a width by a checked rule, or those given for it.
+
+  Raises ValueError, beginning with `where`, if none given multiply to it.
+  """
+  if isinstance(factors, str):
+    return RULES[factors](size, parts)
+  for given in factors:
+    if math.prod(given) == size:
+      return given
+  exact = min(_factorisations(size, parts), key=sum)
+  raise ValueError(
+    f'{where}: none of factors={factors} multiply to {size}; add {exact}, or'
+    f' use one of {tuple(RULES)}.'
+  )
+
+
+@functools.lru_cache
 def by_exponents(size: int, exponents: tuple[float, ...]) -> tuple[int, ...]:
   """Factors near size**exponent whose product is at least `size`.
 
@@ -59,6 +100,9 @@ def by_exponents(size: int, exponents: tuple[float, ...]) -> tuple[int, ...]:
     if factor in ranges[last] and (best is None or key < best[0]):
       best = key, factors
   return best[1]
+
+
+RULES = {'balanced': balanced, 'greedy': greedy}
 
 
 def _factorisations(size: int, parts: int) -> Iterator[tuple[int, ...]]:

@@ -52,12 +52,20 @@ class Parts(NamedTuple):
 
 
 class _Work(NamedTuple):
-  """What a row asks for: bytes, latent tokens, these per byte, and keys."""
+  """What a row asks for: bytes, latent tokens, these per byte, and keys.
+
+  batch: bytes of all rows of the compiled pass; None counts no padding of it.
+  """
 
   length: int
   patches: int
   rate: float
   keys: Keys
+  batch: int | None = None
+
+  def tokens(self, per_byte: float = 1.0) -> int | None:
+    """Tokens of a batch of which there are so many per byte."""
+    return self.batch and max(round(self.batch * per_byte), 1)
 
 
 def per_byte(
@@ -87,17 +95,21 @@ def usual_patch(model: nn.Module) -> float | None:
   return max(_ROOM / inner.reserve, 1.0)
 
 
-def computed(model: nn.Module, *, length: int) -> Parts:
+def computed(model: nn.Module, *, length: int, rows: int = 1) -> Parts:
   """FLOPs that the compiled forward pass spends: masked and unused ones too.
 
   Attention by plain matmuls; fused kernels skip a part of what is masked.
+  The tiles of mixtures are filled with zeros, the less the more `rows` of a
+  batch there are on a device.
   """
   inner = _unwrapped(model)
   patches, rate = length, 1.0
   if isinstance(inner, byte_latent.ByteLatent):
     patches = inner.budget(inner.rows * length)
     rate = patches / (inner.rows * length)
-  return _count(model, _Work(length, patches, rate, computed_keys))
+  return _count(
+    model, _Work(length, patches, rate, computed_keys, rows * length)
+  )
 
 
 def training(model: nn.Module, parts: Parts) -> float:
@@ -168,60 +180,64 @@ def _count(model: nn.Module, work: _Work) -> Parts:
       f'model {type(model).__name__} has no FLOP count; models.flops knows'
       ' ByteLM and ByteLatent: add its matmuls there.'
     )
-  return Parts(*(2 * macs for macs in parts[:-1]), entropy=of_entropy)
+  return Parts(*(2 * part for part in parts[:-1]), entropy=of_entropy)
 
 
 def _byte_lm(model: lm.ByteLM, work: _Work) -> Parts:
-  blocks = _blocks(model, model.linear, work.length, work.keys)
-  head = _head(model, model.width)
+  blocks = _blocks(model, model.linear, work)
+  head = _head(model, model.width, work)
   return Parts(0.0, 0.0, 0.0, 0.0, blocks, 0.0, head, 0.0)
 
 
 def _byte_latent(model: byte_latent.ByteLatent, work: _Work) -> Parts:
-  layer, keys = linear.of_role(model.linear, 'patches'), work.keys
+  layer, rate = linear.of_role(model.linear, 'patches'), work.rate
   local, latent, slots = model.encoder.width, model.latent.width, model.slots
-  carried = slots * local
-  projections = _macs(layer, local, carried) + _macs(layer, latent, carried)
+  carried, tokens = slots * local, work.tokens(rate)
+  projections = macs(layer, local, carried, tokens)
+  projections += macs(layer, latent, carried, tokens)
   if carried != latent:
-    projections += _macs(layer, carried, latent)
+    projections += macs(layer, carried, latent, tokens)
   # Two projections per byte and two per slot; every byte meets the slots of
   # one patch, once for the scores and once for the mixture.
-  mixing = linear.of_role(model.linear, 'attention')
-  cross = 2 * _macs(mixing, local, local) * (1 + work.rate * slots)
-  cross += 2 * carried
+  mixing, cross = linear.of_role(model.linear, 'attention'), 2.0 * carried
+  for share in (1.0, rate * slots):
+    cross += 2 * share * macs(mixing, local, local, work.tokens(share))
+  inner = work._replace(length=work.patches, batch=tokens)
   return Parts(
-    encoder=_blocks(model.encoder, model.linear, work.length, keys),
+    encoder=_blocks(model.encoder, model.linear, work),
     encoder_cross=cross,
-    patch_projections=work.rate * projections,
-    latent=work.rate * _blocks(model.latent, model.linear, work.patches, keys),
-    decoder=_blocks(model.decoder, model.linear, work.length, keys),
+    patch_projections=rate * projections,
+    latent=rate * _blocks(model.latent, model.linear, inner),
+    decoder=_blocks(model.decoder, model.linear, work),
     decoder_cross=model.decoder.layers * cross,
-    head=_head(model, local),
+    head=_head(model, local, work),
     entropy=0.0,
   )
 
 
-def _head(model: lm.ByteLM | byte_latent.ByteLatent, width: int) -> int:
+def _head(
+  model: lm.ByteLM | byte_latent.ByteLatent, width: int, work: _Work
+) -> float:
   if getattr(model, 'tie_head', False):
     return width * model.vocabulary_size
   layer = linear.of_role(model.linear, 'head')
-  return _macs(layer, width, model.vocabulary_size)
+  return macs(layer, width, model.vocabulary_size, work.tokens())
 
 
 def _blocks(
-  stack: Any, layer: nn.Module | linear.Roles, length: int, keys: Keys
+  stack: Any, layer: nn.Module | linear.Roles, work: _Work
 ) -> float:
   """Multiply-adds per token of a stack of blocks, or of a ByteLM's."""
-  width = stack.width
+  width, tokens = stack.width, work.tokens()
   mixing = linear.of_role(layer, 'attention')
   feeding = linear.of_role(layer, 'feed_forward')
   shared = width // stack.heads * (stack.key_value_heads or stack.heads)
   projections = (
-    2 * _macs(mixing, width, width)
-    + 2 * _macs(mixing, width, shared)
-    + _feeding(stack.feed_forward, feeding, width, stack.hidden)
+    2 * macs(mixing, width, width, tokens)
+    + 2 * macs(mixing, width, shared, tokens)
+    + _feeding(stack.feed_forward, feeding, (width, stack.hidden), tokens)
   )
-  seen = {mask: keys(mask, length) for mask in set(stack.masks)}
+  seen = {mask: work.keys(mask, work.length) for mask in set(stack.masks)}
   attended = sum(
     seen[stack.masks[i % len(stack.masks)]] for i in range(stack.layers)
   )
@@ -229,26 +245,38 @@ def _blocks(
 
 
 def _feeding(
-  block: nn.Module, layer: nn.Module, width: int, hidden: int
-) -> int:
+  block: nn.Module,
+  layer: nn.Module,
+  widths: tuple[int, int],
+  tokens: int | None,
+) -> float:
   """Multiply-adds per token of one feed-forward layer."""
-  macs = 2 * _macs(layer, width, hidden) + _macs(layer, hidden, width)
+  width, hidden = widths
   if isinstance(block, mixture.MixtureFeedForward):
-    return block.active * macs + block.experts * width
+    expert = mixture.expert_of(layer)
+    found = 2 * macs(expert, width, hidden) + macs(expert, hidden, width)
+    rows = mixture.computed_share(tokens, block.experts, block.active)
+    return rows * found + block.experts * width
   if isinstance(block, blocks.FeedForward):
-    return macs
+    found = 2 * macs(layer, width, hidden, tokens)
+    return found + macs(layer, hidden, width, tokens)
   raise ValueError(
     f'feed_forward={type(block).__name__} has no FLOP count; use'
     ' blocks.FeedForward or mixture.MixtureFeedForward.'
   )
 
 
-def _macs(layer: nn.Module, d_in: int, d_out: int) -> int:
-  """Multiply-adds per token of one projection; of a mixture, what is used."""
+def macs(
+  layer: nn.Module, d_in: int, d_out: int, tokens: int | None = None
+) -> float:
+  """Multiply-adds per token of one projection; of a mixture, what is used.
+
+  tokens: given at once, for what a mixture computes with its padding.
+  """
   if isinstance(layer, linear.Dense):
     return d_in * d_out
   if isinstance(layer, mixture.Mixture):
-    return layer.macs(d_in, d_out)
+    return layer.macs(d_in, d_out, tokens)
   if isinstance(layer, structured.Structured):
     return layer.chain(d_in, d_out).macs
   raise ValueError(

@@ -6,6 +6,8 @@ A model takes a prototype (`linear=Dense()`) and makes its projections with
 """
 
 import dataclasses
+import difflib
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -59,8 +61,64 @@ class Roles:
   patches: nn.Module | None = None
   head: nn.Module | None = None
 
+  def __new__(cls, *prototypes: nn.Module, **by_role: nn.Module) -> 'Roles':
+    """Raises ValueError for a role that there is not."""
+    known = [field.name for field in dataclasses.fields(cls)]
+    for role, layer in by_role.items():
+      if role not in known:
+        near = difflib.get_close_matches(role, known, n=1)
+        raise ValueError(
+          f'linear.Roles: unknown role {role!r} for {type(layer).__name__};'
+          f' the roles are {", ".join(known)}, as {[*near, known[0]][0]}.'
+        )
+    if len(prototypes) > len(known):
+      raise ValueError(
+        f'linear.Roles: {len(prototypes)} prototypes for the roles'
+        f' {", ".join(known)}; give each by its name.'
+      )
+    return super().__new__(cls)
+
+  def __post_init__(self) -> None:
+    for field in dataclasses.fields(self):
+      layer = getattr(self, field.name)
+      if not isinstance(layer, nn.Module | None) or (
+        layer is None and field.name == 'default'
+      ):
+        raise ValueError(
+          f'linear.Roles: {field.name}={layer!r} must be a prototype, as'
+          ' linear.Dense() or structured.BlockTensorTrain().'
+        )
+
 
 ROLES = tuple(field.name for field in dataclasses.fields(Roles))[1:]
+
+
+def with_linear(model: nn.Module, layer: nn.Module | Roles) -> nn.Module:
+  """The model with these projections, also one around another."""
+  if isinstance(getattr(model, 'model', None), nn.Module):
+    inner = with_linear(model.model, layer)
+    return model.clone(parent=None, model=inner)
+  if not hasattr(model, 'linear'):
+    raise ValueError(
+      f'{type(model).__name__} has no field linear, the prototype of its'
+      ' projections; use models.lm.ByteLM or models.byte_latent.ByteLatent.'
+    )
+  return model.clone(parent=None, linear=layer)
+
+
+def mapped(
+  linear: nn.Module | Roles, change: Callable[[nn.Module], nn.Module]
+) -> nn.Module | Roles:
+  """Every prototype changed, those that are None left."""
+  if not isinstance(linear, Roles):
+    return change(linear)
+  given = {f.name: getattr(linear, f.name) for f in dataclasses.fields(linear)}
+  return Roles(
+    **{
+      name: None if layer is None else change(layer)
+      for name, layer in given.items()
+    }
+  )
 
 
 def of_role(linear: nn.Module | Roles, role: str) -> nn.Module:

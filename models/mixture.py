@@ -7,6 +7,7 @@ they are sorted by expert and cut into tiles of one expert each, whose number
 has a bound, so that shapes are static.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -72,12 +73,24 @@ def rows_per_tile(tokens: int, experts: int, active: int) -> int:
   return min(2 ** (mean.bit_length() - 1), _MOST_ROWS)
 
 
+def tiles_of(tokens: int, experts: int, active: int) -> tuple[int, int]:
+  """How many tiles there are, however tokens choose, and rows of each."""
+  rows = rows_per_tile(tokens, experts, active)
+  return (tokens * active + experts * (rows - 1)) // rows, rows
+
+
+def computed_share(tokens: int | None, experts: int, active: int) -> float:
+  """Rows that experts compute per token; with padding if `tokens` is given."""
+  if tokens is None:
+    return active
+  return math.prod(tiles_of(tokens, experts, active)) / tokens
+
+
 def tile(expert_NK: jax.Array, experts: int) -> Tiles:
   """Sorts tokens by expert, each expert's padded to whole tiles."""
   tokens, active = expert_NK.shape
-  rows = rows_per_tile(tokens, experts, active)
+  number, rows = tiles_of(tokens, experts, active)
   expert_M = expert_NK.reshape(-1)
-  number = (expert_M.size + experts * (rows - 1)) // rows
   order_M = jnp.argsort(expert_M, stable=True)
   sorted_M = expert_M[order_M]
   count_E = jnp.bincount(expert_M, length=experts)
@@ -183,10 +196,15 @@ class Mixture(nn.Module, kw_only=True):
     super().__post_init__()
     _check(self)
 
-  def macs(self, d_in: int, d_out: int) -> int:
-    """Multiply-adds per token, those of the gate included."""
-    expert = self.expert.chain(d_in, d_out).macs
-    return self.active * expert + self.experts * d_in
+  def macs(
+    self, d_in: int, d_out: int, tokens: int | None = None
+  ) -> float:
+    """Multiply-adds per token, those of the gate included.
+
+    tokens: given at once, to count the padding of tiles too.
+    """
+    rows = computed_share(tokens, self.experts, self.active)
+    return rows * self.expert.chain(d_in, d_out).macs + self.experts * d_in
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:

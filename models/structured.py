@@ -6,6 +6,7 @@ as `linear.Dense`: `ByteLM(linear=BlockTensorTrain(rank=1))`. The kernel
 `core_i_kernel` [blocks, fan-in, fan-out] is the i-th that meets the input.
 """
 
+import functools
 import math
 
 import flax.linen as nn
@@ -14,9 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from models import core_chain
+from models import core_fit
 from models import factorize
-
-_FACTORS = {'balanced': factorize.balanced, 'greedy': factorize.greedy}
 
 
 class Structured(nn.Module, kw_only=True):
@@ -28,6 +28,8 @@ class Structured(nn.Module, kw_only=True):
   cap: a core of larger root mean square than `deviation` is scaled down to it,
     and every core by a learnable `core_i_gain`, 1 at first. Keeps long runs of
     transformers from blowing up (arXiv 2406.06248, section 5.2).
+  recompute: what is between two cores is computed again in the backward pass
+    instead of being stored.
   dtype: of the computation; parameters are float32.
 
   The deviation of a core is fan_in^-1/2 min(1, sqrt(fan_out / fan_in)), which
@@ -38,6 +40,7 @@ class Structured(nn.Module, kw_only=True):
   features: int = 0
   gain: float = 1.0
   cap: bool = False
+  recompute: bool = False
   dtype: str = 'float32'
 
   def chain(self, d_in: int, d_out: int) -> core_chain.Chain:
@@ -64,10 +67,13 @@ class Structured(nn.Module, kw_only=True):
         kernel = capped(kernel, gain, shape)
       kernels.append(kernel.astype(self.dtype))
     tokens = x.reshape(-1, d_in).astype(self.dtype)
-    out = core_chain.contract(chain, kernels, tokens)
+    run = functools.partial(core_chain.contract, chain)
+    if self.recompute:
+      run = jax.checkpoint(run)
+    out = run(kernels, tokens)
     return out.reshape(*x.shape[:-1], self.features)
 
-  def _check_widths(self, d_in: int, d_out: int) -> str:
+  def check_widths(self, d_in: int, d_out: int) -> str:
     """How errors begin: the layer's path and its sizes."""
     path = '/'.join(self.path) if self.scope is not None else ''
     where = f'{path or type(self).__name__} {d_in} -> {d_out}'
@@ -83,7 +89,7 @@ class Full(Structured, kw_only=True):
   """W itself, as a chain of one core: the dense expert of a mixture."""
 
   def chain(self, d_in: int, d_out: int) -> core_chain.Chain:
-    self._check_widths(d_in, d_out)
+    self.check_widths(d_in, d_out)
     return core_chain.train(d_in, d_out, (d_in,), (d_out,))
 
 
@@ -100,7 +106,7 @@ class LowRank(Structured, kw_only=True):
   def __post_init__(self) -> None:
     super().__post_init__()
     if self.rank is not None:
-      _check_least(self, 'rank', 1)
+      check_least(self, 'rank', 1)
     if self.fraction is not None:
       if self.rank is not None:
         raise ValueError(
@@ -114,7 +120,7 @@ class LowRank(Structured, kw_only=True):
         )
 
   def chain(self, d_in: int, d_out: int) -> core_chain.Chain:
-    where = self._check_widths(d_in, d_out)
+    where = self.check_widths(d_in, d_out)
     least = min(d_in, d_out)
     rank = self.rank or math.ceil(math.sqrt(least))
     if self.fraction is not None:
@@ -128,23 +134,27 @@ class TensorTrain(Structured, kw_only=True):
   """W = sum over bonds of a Kronecker product of `cores` small matrices.
 
   cores: factors of each width. rank: size of every bond.
-  factors: 'balanced' widths (factorize.balanced, padded where that helps) or
-    'greedy' (factorize.greedy, the released code's, never padded).
+  factors: 'balanced' widths (factorize.balanced, padded where that helps),
+    'greedy' (factorize.greedy, the released code's, never padded), or those of
+    every width there is, as ((24, 32), (48, 64)) for 768 and 3072.
   """
 
   cores: int = 2
   rank: int = 1
-  factors: str = 'balanced'
+  factors: factorize.Factors = 'balanced'
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    _check_factors(self)
-    _check_least(self, 'cores', 2)
-    _check_least(self, 'rank', 1)
+    check_least(self, 'cores', 2)
+    check_least(self, 'rank', 1)
+    factorize.check(self.factors, self.cores, type(self).__name__)
 
   def chain(self, d_in: int, d_out: int) -> core_chain.Chain:
-    where = self._check_widths(d_in, d_out)
-    ins, outs = _factors(self, d_in), _factors(self, d_out)
+    where = self.check_widths(d_in, d_out)
+    ins, outs = (
+      factorize.choose(self.factors, width, self.cores, where)
+      for width in (d_in, d_out)
+    )
     chain = core_chain.train(d_in, d_out, ins, outs, rank=self.rank)
     return _check_bond(where, chain, self.rank)
 
@@ -155,16 +165,18 @@ class Kronecker(Structured, kw_only=True):
   factors: as TensorTrain's.
   """
 
-  factors: str = 'balanced'
+  factors: factorize.Factors = 'balanced'
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    _check_factors(self)
+    factorize.check(self.factors, 2, 'Kronecker')
 
   def chain(self, d_in: int, d_out: int) -> core_chain.Chain:
-    self._check_widths(d_in, d_out)
-    split = _FACTORS[self.factors]
-    return core_chain.train(d_in, d_out, split(d_in), split(d_out))
+    where = self.check_widths(d_in, d_out)
+    ins, outs = (
+      factorize.choose(self.factors, width, 2, where) for width in (d_in, d_out)
+    )
+    return core_chain.train(d_in, d_out, ins, outs)
 
 
 class BlockTensorTrain(Structured, kw_only=True):
@@ -179,19 +191,22 @@ class BlockTensorTrain(Structured, kw_only=True):
 
   rank: int = 1
   cores: int = 2
-  factors: str = 'balanced'
+  factors: factorize.Factors = 'balanced'
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    _check_factors(self)
-    _check_least(self, 'cores', 2)
-    _check_least(self, 'rank', 1)
+    check_least(self, 'cores', 2)
+    check_least(self, 'rank', 1)
+    factorize.check(self.factors, self.cores, type(self).__name__)
 
   def chain(self, d_in: int, d_out: int) -> core_chain.Chain:
-    where = self._check_widths(d_in, d_out)
-    ins, outs = _factors(self, d_in), _factors(self, d_out)
+    where = self.check_widths(d_in, d_out)
+    ins, outs = (
+      factorize.choose(self.factors, width, self.cores, where)
+      for width in (d_in, d_out)
+    )
     chain = core_chain.block_train(d_in, d_out, ins, outs, rank=self.rank)
-    if chain.rank < min(d_in, d_out):
+    if isinstance(self.factors, str) and chain.rank < min(d_in, d_out):
       # The large factor first costs more, and has the rank.
       turned = core_chain.block_train(
         d_in, d_out, ins, outs[::-1], rank=self.rank
@@ -215,10 +230,10 @@ class Monarch(Structured, kw_only=True):
   def __post_init__(self) -> None:
     super().__post_init__()
     if self.blocks != -1:
-      _check_least(self, 'blocks', 1)
+      check_least(self, 'blocks', 1)
 
   def chain(self, d_in: int, d_out: int) -> core_chain.Chain:
-    where = self._check_widths(d_in, d_out)
+    where = self.check_widths(d_in, d_out)
     blocks = self.blocks
     if blocks == -1:
       blocks = min(math.ceil(math.sqrt(d_in)), d_out)
@@ -253,22 +268,16 @@ class Einsum(Structured, kw_only=True):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    theta = self.theta
-    sums = (sum(theta[:3]), sum(theta[3:6]))
-    if (
-      len(theta) != 7
-      or min(theta) < 0
-      or not all(math.isclose(s, 1, abs_tol=1e-6) for s in sums)
-    ):
+    if len(self.theta) != 7 or min(self.theta) < 0:
       raise ValueError(
-        f'Einsum theta={theta} must be seven exponents {core_chain.EINSUM},'
-        f' none negative, the first three and the next three summing to one,'
-        f' not {sums}; as'
+        f'Einsum theta={self.theta} must be seven exponents of'
+        f' {core_chain.EINSUM}, none negative, as'
         ' (0.5, 0.0, 0.5, 0.0, 0.5, 0.5, 0.0).'
       )
 
   def chain(self, d_in: int, d_out: int) -> core_chain.Chain:
-    where = self._check_widths(d_in, d_out)
+    where = self.check_widths(d_in, d_out)
+    self._check_sums(where)
     sizes = {}
     for width, axes, exponents in (
       (d_in, core_chain.EINSUM[:3], self.theta[:3]),
@@ -287,6 +296,24 @@ class Einsum(Structured, kw_only=True):
     rank = round(min(d_in, d_out) ** self.theta[6])
     chain = core_chain.pair(d_in, d_out, sizes | {'rho': rank})
     return _check_bond(where, chain, rank)
+
+  def _check_sums(self, where: str) -> None:
+    """ValueError unless the exponents of each width sum to one."""
+    sums = [round(sum(self.theta[i : i + 3]), 9) for i in (0, 3)]
+    if not all(math.isclose(total, 1, abs_tol=1e-6) for total in sums):
+      near = [
+        round(exponent / (total or 1), 6)
+        for total, part in zip(sums, (self.theta[:3], self.theta[3:6]),
+                               strict=True)
+        for exponent in part
+      ]
+      if not all(sums):
+        near = [0.5, 0.0, 0.5, 0.0, 0.5, 0.5]
+      raise ValueError(
+        f'{where}: theta={self.theta} must sum to one over'
+        f' {core_chain.EINSUM[:3]} and over {core_chain.EINSUM[3:6]}, not to'
+        f' {sums[0]:g} and {sums[1]:g}; use {(*near, self.theta[6])}.'
+      )
 
 
 def kernel_name(core: int) -> str:
@@ -335,12 +362,12 @@ def to_dense(
 def from_dense(layer: Structured, matrix: np.ndarray) -> dict[str, np.ndarray]:
   """Parameters of a layer whose matrix is near `matrix` [d_in, d_out].
 
-  The nearest for two cores without padding; `core_chain.from_dense` says
-  what is exact. Float64, for the caller to cast. Gains undo the cap.
+  The nearest for two cores without padding; `core_fit.from_dense` says what
+  is exact. Float64, for the caller to cast. Gains undo the cap.
   """
   chain = layer.chain(*matrix.shape)
   params = {}
-  for i, kernel in enumerate(core_chain.from_dense(chain, matrix)):
+  for i, kernel in enumerate(core_fit.from_dense(chain, matrix)):
     params[kernel_name(i)] = kernel
     if layer.cap:
       rms = np.sqrt(np.mean(kernel**2) + 1e-8)
@@ -348,21 +375,8 @@ def from_dense(layer: Structured, matrix: np.ndarray) -> dict[str, np.ndarray]:
   return params
 
 
-def _factors(
-  layer: TensorTrain | BlockTensorTrain, width: int
-) -> tuple[int, ...]:
-  return _FACTORS[layer.factors](width, layer.cores)
-
-
-def _check_factors(layer: Structured) -> None:
-  if layer.factors not in _FACTORS:
-    raise ValueError(
-      f'{type(layer).__name__} factors={layer.factors!r} must be one of'
-      f' {tuple(_FACTORS)}.'
-    )
-
-
-def _check_least(layer: Structured, field: str, least: int) -> None:
+def check_least(layer: Structured, field: str, least: int) -> None:
+  """ValueError unless a field has at least this value."""
   value = getattr(layer, field)
   if value < least:
     raise ValueError(

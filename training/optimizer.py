@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import optax
+import optax.contrib
 
 from training import sharding
 from training import transfer
@@ -69,9 +70,7 @@ class Optimizer:
     ]
     if self.base is not None:
       shapes = transfer.base_shapes(self.base)
-      parts.append(
-        _scale(functools.partial(transfer.rates, base=shapes, rule=self._rule))
-      )
+      parts.append(_scale(functools.partial(self._rates, base=shapes)))
     if self.clip is not None:
       parts.insert(0, optax.clip_by_global_norm(self.clip))
     if not self.frozen:
@@ -84,6 +83,12 @@ class Optimizer:
   def _rule(self) -> str:
     """Of training.transfer.RULES."""
     raise NotImplementedError
+
+  def _rates(
+    self, params: Any, base: dict[str, tuple[int, ...]]
+  ) -> dict[str, float]:
+    """Factors of the learning rate by path, against that of the base."""
+    return transfer.rates(params, base, rule=self._rule)
 
   def _directions(self) -> list[optax.GradientTransformation]:
     """From clipped gradients to steps of a unit learning rate."""
@@ -140,6 +145,84 @@ class SGD(Optimizer):
 
   def _directions(self) -> list[optax.GradientTransformation]:
     return [optax.trace(self.momentum)] if self.momentum else []
+
+
+@dataclasses.dataclass(frozen=True)
+class Muon(Optimizer):
+  """Orthogonalised momentum for kernels, Adam for all other parameters.
+
+  Every block of a core is orthogonalised by itself: a core is a block-diagonal
+  matrix, whose spectral norm is the largest of its blocks'. A step of a block
+  has the norm (fan-out / fan-in)^1/2 of a unit rate, by which outputs change
+  as much at every size (arXiv 2310.17813, 2409.20325), so that no width needs
+  another rate; the cores of a layer share the change of its output.
+
+  momentum: of kernels, Nesterov's. kernel_rule: regular expression of their
+    paths; heads are left to Adam.
+  others: Adam's learning rate over that of kernels.
+  weight_decay: of kernels, with their learning rate.
+  """
+
+  learning_rate: float = 2e-2
+  momentum: float = 0.95
+  kernel_rule: str = r'^(?!(.*/)?head/).*kernel$'
+  others: float = 0.1
+  b1: float = 0.9
+  b2: float = 0.95
+  epsilon: float = 1e-8
+  weight_decay: float = 0.1
+
+  _rule = 'muon'
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    sharding.compile_rule(self.kernel_rule, 'optimizer')
+    if not 0 <= self.momentum < 1 or self.others <= 0:
+      raise ValueError(
+        f'optimizer.momentum={self.momentum} must be in [0, 1) and'
+        f' optimizer.others={self.others} positive.'
+      )
+
+  def _directions(self) -> list[optax.GradientTransformation]:
+    kernels = optax.chain(
+      optax.contrib.scale_by_muon(
+        beta=self.momentum, weight_dimension_numbers=_matrices
+      ),
+      optax.stateless(lambda updates, _: jax.tree.map(_spread, updates)),
+      optax.add_decayed_weights(self.weight_decay),
+    )
+    others = optax.chain(
+      optax.scale_by_adam(self.b1, self.b2, self.epsilon),
+      optax.scale(self.others),
+    )
+    return [
+      optax.partition(
+        {True: kernels, False: others},
+        functools.partial(_matching, (self.kernel_rule,)),
+      )
+    ]
+
+  def _rates(
+    self, params: Any, base: dict[str, tuple[int, ...]]
+  ) -> dict[str, float]:
+    by_muon, by_adam = (
+      transfer.rates(params, base, rule=rule) for rule in ('muon', 'adam')
+    )
+    return {
+      path: (by_muon if re.search(self.kernel_rule, path) else by_adam)[path]
+      for path in by_adam
+    }
+
+
+def _matrices(updates: Any) -> Any:
+  """Of all arrays the last two axes are a matrix, the others its copies."""
+  numbers = optax.contrib.MuonDimensionNumbers(-2, -1)
+  return jax.tree.map(lambda _: numbers, updates)
+
+
+def _spread(update: jax.Array) -> jax.Array:
+  """Of matrices [.., fan-in, fan-out] of unit norm, for outputs of unit RMS."""
+  return update * (update.shape[-1] / update.shape[-2]) ** 0.5
 
 
 def _matching(rules: tuple[str, ...], params: Any) -> Any:

@@ -16,7 +16,7 @@ import numpy as np
 
 from training import sharding
 
-RULES = ('adam', 'sgd')
+RULES = ('adam', 'sgd', 'muon')
 _CORE = re.compile(r'core_\d+_kernel$')
 _TABLE = re.compile(r'(embedding|table_\d+)$')
 
@@ -41,7 +41,8 @@ def rates(
   base fan-in / (cores fan-in), as all cores move the output. A gradient's
   entries are smaller by the number of outputs: SGD's rate goes with outputs /
   fan-in, where the outputs of a core are blocks times fan-out, and that of
-  all other arrays with their last axis, which Adam leaves alone.
+  all other arrays with their last axis, which Adam leaves alone. Muon's step of
+  a matrix is as large as its shape asks for: only the number of cores counts.
 
   Raises ValueError for a kernel that the base has no counterpart of.
   """
@@ -113,6 +114,8 @@ def _cores(path: str, shapes: dict[str, tuple[int, ...]]) -> list[str]:
 
 def _size(path: str, shape: tuple[int, ...], rule: str) -> float:
   """What the rate of a kernel is divided by: how far a unit rate moves."""
+  if rule == 'muon':
+    return 1.0
   if rule == 'adam':
     return shape[-2]
   blocks = shape[-3] if _CORE.search(path) else 1

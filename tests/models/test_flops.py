@@ -16,6 +16,7 @@ from models import flops
 from models import linear
 from models import lm
 from models import masks
+from models import mixture
 from models import ngrams
 from models import patched
 from models import patching
@@ -111,11 +112,14 @@ def weighted_sums(model):
     BLT.copy(linear=structured.Monarch(blocks=4)),
     LM.copy(linear=ROLES),
     BLT.copy(linear=ROLES),
+    LM.copy(linear=mixture.Mixture(experts=3)),
+    LM.copy(feed_forward=mixture.MixtureFeedForward(experts=5, active=1)),
+    BLT.copy(linear=mixture.Mixture(experts=3, active=1)),
   ],
   ids=lambda m: type(m).__name__,
 )
 def test_count_is_that_of_the_traced_program(model):
-  found = flops.computed(model, length=LENGTH)
+  found = flops.computed(model, length=LENGTH, rows=2)
   expected = traced(model, rows=2) + weighted_sums(model)
   assert found.total == pytest.approx(expected, rel=1e-12)
 

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from models import block_rank
 from models import core_chain
+from models import core_fit
 from models import structured
 
 BTT = structured.BlockTensorTrain
@@ -27,6 +29,8 @@ LAYERS = (
   structured.Monarch(blocks=-1),
   structured.Einsum(),
   structured.Einsum(theta=GENERIC, tolerance=0.5),
+  block_rank.BlockDense(),
+  block_rank.Blast(rank=2),
 )
 WIDTHS = ((24, 40), (64, 16), (37, 29))
 KINDS = [
@@ -38,6 +42,8 @@ KINDS = [
 def widths_of(layer):
   """The greedy rule leaves primes whole, which no bond of two fits."""
   greedy = getattr(layer, 'factors', '') == 'greedy'
+  if isinstance(layer, block_rank.BlockDense | block_rank.Blast):
+    return WIDTHS[::2]
   return WIDTHS[:-1] if greedy else WIDTHS
 
 
@@ -185,6 +191,8 @@ def test_from_dense_finds_the_cores_of_its_own_matrices(layer, d_in, d_out):
   )
   if padded and not isinstance(layer, BTT | structured.Monarch):
     pytest.skip('zeros in place of the padding need not fit the structure')
+  if isinstance(layer, block_rank.Blast):
+    pytest.skip('begins at random: see below')
   matrix = exact_matrix(chain, random_kernels(chain))
   params = structured.from_dense(layer, matrix)
   found = exact_matrix(chain, list(params.values()))
@@ -200,6 +208,64 @@ def test_from_dense_is_the_nearest_low_rank_matrix():
   values = np.linalg.svd(matrix, compute_uv=False)
   np.testing.assert_allclose(
     np.sum((found - matrix) ** 2), np.sum(values[4:] ** 2)
+  )
+
+
+def test_least_squares_bring_more_cores_nearer():
+  rng = np.random.default_rng(0)
+  # Far from any tensor train, and padded.
+  matrix = rng.standard_normal((37, 29))
+  for layer in (
+    structured.TensorTrain(cores=3, rank=2),
+    BTT(cores=3, rank=2),
+    structured.Einsum(theta=GENERIC, tolerance=0.5),
+  ):
+    chain = layer.chain(37, 29)
+    errors = [
+      np.linalg.norm(exact_matrix(chain, found) - matrix)
+      for found in (
+        core_fit.from_dense(chain, matrix, sweeps=n) for n in (0, 50)
+      )
+    ]
+    assert errors[1] < errors[0]
+    # Least squares leave nothing to any core that its gradient would find.
+    found = core_fit.from_dense(chain, matrix, sweeps=200)
+    for i, kernel in enumerate(found):
+      along = rng.standard_normal(kernel.shape)
+      turned = exact_matrix(chain, [*found[:i], along, *found[i + 1 :]])
+      error = exact_matrix(chain, found) - matrix
+      slope = np.sum(error * turned) / np.linalg.norm(error)
+      assert abs(slope) < 0.02 * np.linalg.norm(turned)
+
+
+def test_blast_is_the_formula_of_the_paper_and_is_found_again():
+  layer = block_rank.Blast(blocks=3, rank=2)
+  chain = layer.chain(12, 15)
+  rng = np.random.default_rng(0)
+  v, s, u = (rng.standard_normal(shape) for shape in chain.shapes)
+  blocks = [
+    [v[j] @ np.diag(s[:, j, i]) @ u[i] for i in range(3)] for j in range(3)
+  ]
+  np.testing.assert_allclose(
+    exact_matrix(chain, [v, s, u]), np.block(blocks), atol=1e-12
+  )
+  assert chain.macs == chain.params == 2 * (12 + 15 + 9)
+  found = core_fit.from_dense(chain, np.block(blocks), sweeps=300)
+  error = exact_matrix(chain, found) - np.block(blocks)
+  assert np.linalg.norm(error) < 0.05 * np.linalg.norm(np.block(blocks))
+
+
+def test_block_dense_is_two_matrices():
+  layer = block_rank.BlockDense(blocks=3, rank=6)
+  chain = layer.chain(12, 15)
+  assert chain.shapes == ((3, 4, 2), (1, 6, 15))
+  rng = np.random.default_rng(0)
+  first, second = (rng.standard_normal(shape) for shape in chain.shapes)
+  middle = np.zeros((12, 6))
+  for block in range(3):
+    middle[4 * block : 4 * block + 4, 2 * block : 2 * block + 2] = first[block]
+  np.testing.assert_allclose(
+    exact_matrix(chain, [first, second]), middle @ second[0], atol=1e-12
   )
 
 

@@ -45,6 +45,17 @@ def test_every_part_of_a_patched_model_is_changed():
   assert inner.latent.masks == inner.decoder.masks == (MASK,)
 
 
+def test_a_limit_is_taken_off_and_changed():
+  model = lm.ByteLM(**small_lm.SIZES, masks=(MASK, masks.Causal(3)))
+  for text, mask in (
+    ('off', masks.Causal()),
+    ('4,9,2', masks.Lambda(n_global=4, n_local=9, top_k=2)),
+  ):
+    found = unlimited.read_with(model, unlimited.parse(text))
+    assert found.masks == (mask, masks.Causal(3))
+  assert unlimited.read_with(found, MASK) == model
+
+
 class Absolute(nn.Module):
   masks: tuple = (masks.Causal(),)
   position: str = 'learned'
@@ -66,7 +77,25 @@ def test_models_without_anything_to_limit_are_named(model, words):
     unlimited.read_with(model, MASK)
 
 
-@pytest.mark.parametrize('text', ['', '7', 'a,b', '1,2,3', '0,5'])
+@pytest.mark.parametrize(
+  ('sizes', 'words'),
+  [((9, 4), 'n_global=9 exceeds'), ((1, 9), 'n_local=9 exceeds')],
+)
+def test_masks_larger_than_the_cache_are_named(sizes, words):
+  mask = masks.Lambda(*sizes)
+  model = lm.ByteLM(**small_lm.SIZES, max_length=8)
+  whole = f'mask.{words} the cache, which holds model.max_length=8 ids; lower'
+  for made, check in (
+    (model, lambda model: unlimited.read_with(model, mask)),
+    (model.clone(masks=(mask,)), unlimited.check),
+  ):
+    with pytest.raises(ValueError, match='exceeds the cache') as error:
+      check(made)
+    assert str(error.value).startswith(whole)
+    check(made.clone(max_length=9))
+
+
+@pytest.mark.parametrize('text', ['', '7', 'a,b', '1,2,3,4', '0,5', 'on'])
 def test_flags_that_are_no_mask(text):
   with pytest.raises(ValueError, match=r'--lambda=|n_global=0'):
     unlimited.parse(text)

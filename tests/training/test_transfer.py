@@ -76,7 +76,7 @@ def test_the_same_structure_at_another_width(rule):
   assert set(transfer.rates(small, base, rule=rule).values()) == {1.0}
   factors = transfer.rates(params, base, rule=rule)
   # Fan-ins double; so do blocks, while fan-outs over fan-ins stay.
-  expected = {'adam': 0.5, 'sgd': 2.0}[rule]
+  expected = {'adam': 0.5, 'sgd': 2.0, 'muon': 1.0}[rule]
   assert set(factors.values()) == {expected}
 
 

@@ -1,0 +1,241 @@
+"""A trained run of dense projections becomes one of structured ones.
+
+Each matrix is replaced by the nearest of its structure, then a short training
+lets dense matrices guide them (models.guided) for the first part of it.
+"""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import traverse_util
+
+from configs import base
+from configs import restore
+from configs import stored
+from data import pipeline
+from models import flops
+from models import forward
+from models import guided
+from models import linear
+from models import projections
+from models import structured
+from training import host
+from training import sharding
+from training import step as step_lib
+
+
+class Stage(NamedTuple):
+  """A model on the validation split: bits per byte and its standard error.
+
+  flops: of the forward pass, per byte.
+  """
+
+  name: str
+  bits: float
+  error: float | None
+  flops: float
+  parameters: int
+
+
+class Converted(NamedTuple):
+  """The config and parameters of the structured run, and how it got there."""
+
+  config: base.Config
+  params: Any
+  stages: list[Stage]
+
+
+def target(
+  source: base.Config, like: base.Config, assignments: list[str]
+) -> base.Config:
+  """The source's config with the projections of another, a tenth as long.
+
+  assignments: as --set, of the result. Raises ValueError if there is nothing
+  structured in it.
+  """
+  layer = getattr(like.model, 'model', like.model).linear
+  roles = [linear.of_role(layer, role) for role in linear.ROLES]
+  if not any(isinstance(one, structured.Structured) for one in roles):
+    raise ValueError(
+      '--config has dense projections only, to which there is nothing to'
+      ' convert; give one of structured ones, as configs/btt.py.'
+    )
+  config = dataclasses.replace(
+    source,
+    model=linear.with_linear(source.model, layer),
+    initial=(),
+    shardings=sharding.STRUCTURED,
+    steps=max(source.steps // 10, 1),
+  )
+  return base.override(config, assignments)
+
+
+def convert(run: restore.Run, config: base.Config, lead: float) -> Converted:
+  """Projects the parameters of a run and trains them for config.steps steps.
+
+  lead: part of the steps during which the dense matrices guide, 0 for none.
+  """
+  if not 0 <= lead <= 1:
+    raise ValueError(f'--lead={lead} must be in [0, 1], as 0.5.')
+  config.data.prepare()
+  stages = [measure('dense', run.config, run.params)]
+  params = projections.exchange(run.config.model, run.params, config.model)
+  params = jax.device_put(params)
+  stages.append(measure('projected', config, params))
+  params = train(config, run, params, lead)
+  stages.append(measure(f'after {config.steps} steps', config, params))
+  return Converted(config, params, stages)
+
+
+def measure(name: str, config: base.Config, params: Any) -> Stage:
+  """Bits per byte by the first of the config's evaluators that has them."""
+  corpus, model = config.data.open('validation'), config.model
+  for evaluator in config.evals:
+    found = evaluator.run(
+      forward.pure(model), params, corpus, max_bytes=config.eval_bytes
+    )
+    if 'bits_per_byte' in found:
+      return Stage(
+        name,
+        found['bits_per_byte'],
+        found['bits_per_byte_stderr'],
+        flops.per_byte(model, length=config.row_length).total,
+        sum(x.size for x in jax.tree.leaves(params)),
+      )
+  raise ValueError(
+    f'evals={config.evals} measure no bits per byte, by which a conversion is'
+    ' judged; train the run with evals.bits_per_byte.BitsPerByte.'
+  )
+
+
+def train(
+  config: base.Config, run: restore.Run, params: Any, lead: float
+) -> Any:
+  """The structured parameters after config.steps steps."""
+  layer = getattr(config.model, 'model', config.model).linear
+  model = linear.with_linear(config.model, guided.around(layer))
+  flat = traverse_util.flatten_dict(params, sep='/')
+  led = _joined(model, flat, run, share=float(int(lead * config.steps) > 0))
+  optimizer = _optimizer(config, lead)
+  step = jax.jit(
+    functools.partial(
+      step_lib.train_step,
+      objective=config.objective,
+      apply=forward.counted(model),
+      optimizer=optimizer,
+      accumulate=config.accumulate,
+    ),
+    donate_argnames=('state',),
+    compiler_options=host.compiler_options(),
+  )
+  corpus = config.data.open('train')
+  batches = pipeline.batches(
+    corpus,
+    row_length=config.row_length,
+    batch_size=config.batch_size,
+    seed=config.seed,
+    stored=stored.entropies(config, params, corpus),
+  )
+  state = step_lib.create(led, optimizer, jax.random.key(config.seed))
+  for i in range(config.steps):
+    state, metrics = step(state, jax.device_put(batches[i]))
+    if not metrics.finite:
+      raise ValueError(
+        f'the loss is no number at step {i} of the conversion; lower'
+        f' optimizer.learning_rate={config.optimizer.learning_rate}.'
+      )
+  after = traverse_util.flatten_dict(state.params, sep='/')
+  return traverse_util.unflatten_dict(
+    {name: after[_guided_name(name, after)] for name in flat}, sep='/'
+  )
+
+
+def _joined(
+  model: nn.Module, flat: dict[str, jax.Array], run: restore.Run, share: float
+) -> Any:
+  """Parameters of the guided model: structured ones and their teachers."""
+  ids_BT = jnp.zeros((1, 8), jnp.int32)
+  wanted = jax.eval_shape(model.init, jax.random.key(0), ids_BT)['params']
+  dense = linear.with_linear(run.config.model, linear.Dense())
+  teachers = traverse_util.flatten_dict(
+    projections.exchange(run.config.model, run.params, dense), sep='/'
+  )
+  wanted = traverse_util.flatten_dict(wanted, sep='/')
+  names = {_guided_name(name, wanted): name for name in flat}
+  joined = {}
+  for name, shape in wanted.items():
+    path, _, kind = name.rpartition('/')
+    # The state is donated, what it is made of is not.
+    if kind == 'teacher':
+      joined[name] = jnp.array(teachers[f'{path}/kernel'])
+    elif kind == 'share':
+      joined[name] = jnp.full(shape.shape, share)
+    else:
+      joined[name] = jnp.array(flat[names[name]])
+  return traverse_util.unflatten_dict(joined, sep='/')
+
+
+def _guided_name(name: str, known: dict[str, Any]) -> str:
+  """Where a parameter stands in the guided model."""
+  path, _, leaf = name.rpartition('/')
+  inside = f'{path}/structure/{leaf}'
+  return inside if inside in known else name
+
+
+def _optimizer(
+  config: base.Config, lead: float
+) -> optax.GradientTransformation:
+  """The config's for all parameters but teachers, which stay, and shares."""
+
+  def kinds(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(
+      lambda path, _: {'share': 'share', 'teacher': 'teacher'}.get(
+        sharding.name(path).rpartition('/')[2], 'rest'
+      ),
+      params,
+    )
+
+  return optax.partition(
+    {
+      'share': _following(int(lead * config.steps)),
+      'teacher': optax.set_to_zero(),
+      'rest': config.optimizer.build(config.steps),
+    },
+    kinds,
+  )
+
+
+def _following(steps: int) -> optax.GradientTransformation:
+  """Takes a value along half a cosine to 0, whatever its gradient.
+
+  steps: that this takes from 1; a value of 0 stays with 0 of them.
+  """
+
+  def value(count: jax.Array) -> jax.Array:
+    done = jnp.minimum(count / max(steps, 1), 1.0) if steps else 1.0
+    return (1 + jnp.cos(jnp.pi * done)) / 2
+
+  def update(updates: Any, count: jax.Array, _: Any = None) -> Any:
+    change = value(count + 1) - value(count)
+    return jax.tree.map(lambda x: jnp.full_like(x, change), updates), count + 1
+
+  return optax.GradientTransformation(
+    lambda _: jnp.zeros((), jnp.int32), update
+  )
+
+
+def table(stages: list[Stage]) -> list[str]:
+  """Bits per byte of every stage beside what the model costs."""
+  lines = [f'{"":<18}{"bits per byte":>20}{"FLOPs/byte":>12}{"params":>12}']
+  for stage in stages:
+    error = '' if stage.error is None else f' +- {stage.error:.4f}'
+    lines.append(
+      f'{stage.name:<18}{f"{stage.bits:.4f}{error}":>20}{stage.flops:>12.0f}'
+      f'{stage.parameters:>12}'
+    )
+  return lines

@@ -1,0 +1,85 @@
+"""Layers whose blocks have low rank: block-dense and BLAST.
+
+As models.structured, whose chains of cores they are: BlockDense is a point of
+the einsum family, BLAST has three cores that hold one bond.
+"""
+
+from models import core_chain
+from models import structured
+
+
+class BlockDense(structured.Structured, kw_only=True):
+  """A block-diagonal matrix and a dense one after it (arXiv 2406.16450).
+
+  blocks: of the first matrix, which cut the input.
+  rank: width between the two, a multiple of `blocks`; by default half the
+    smaller width, rounded up.
+  """
+
+  blocks: int = 4
+  rank: int | None = None
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    structured.check_least(self, 'blocks', 1)
+    if self.rank is not None and (self.rank < 1 or self.rank % self.blocks):
+      raise ValueError(
+        f'BlockDense rank={self.rank} must be a multiple of'
+        f' blocks={self.blocks}, as {4 * self.blocks}.'
+      )
+
+  def chain(self, d_in: int, d_out: int) -> core_chain.Chain:
+    where = self.check_widths(d_in, d_out)
+    least = min(d_in, d_out)
+    if self.blocks > d_in:
+      raise ValueError(
+        f'{where}: blocks={self.blocks} is more than the input width; use at'
+        f' most {d_in}.'
+      )
+    rank = self.rank or -(-least // (2 * self.blocks)) * self.blocks
+    most = -(-least // self.blocks) * self.blocks
+    if rank > most:
+      raise ValueError(
+        f'{where}: rank={rank} is more than the smaller width; use at most'
+        f' {most}.'
+      )
+    sizes = dict.fromkeys(core_chain.EINSUM, 1)
+    sizes |= {'alpha': -(-d_in // self.blocks), 'gamma': self.blocks}
+    sizes |= {'epsilon': d_out, 'rho': rank // self.blocks}
+    return core_chain.pair(d_in, d_out, sizes)
+
+
+class Blast(structured.Structured, kw_only=True):
+  """Blocks V_j diag(s_ij) U_i of a matrix of blocks^2 (arXiv 2410.21262).
+
+  blocks: that each width is cut into.
+  rank: of the diagonals; by default ceil(smaller width / blocks).
+  """
+
+  blocks: int = 4
+  rank: int | None = None
+
+  def __post_init__(self) -> None:
+    super().__post_init__()
+    structured.check_least(self, 'blocks', 1)
+    if self.rank is not None:
+      structured.check_least(self, 'rank', 1)
+
+  def chain(self, d_in: int, d_out: int) -> core_chain.Chain:
+    where = self.check_widths(d_in, d_out)
+    least = min(d_in, d_out)
+    if self.blocks > least:
+      raise ValueError(
+        f'{where}: blocks={self.blocks} is more than the smaller width; use at'
+        f' most {least}.'
+      )
+    block = -(-least // self.blocks)
+    rank = self.rank or block
+    # With so many every block is any matrix.
+    most = block * self.blocks
+    if rank > most:
+      raise ValueError(
+        f'{where}: rank={rank} is more than {self.blocks} x {self.blocks}'
+        f' blocks can use; use at most {most}.'
+      )
+    return core_chain.blast(d_in, d_out, self.blocks, rank)
