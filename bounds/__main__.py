@@ -3,17 +3,23 @@
 python -m bounds --checkpoint=runs/demo --bits=3 --out=runs/demo/certificate
 python -m bounds --checkpoint=runs/small --minutes=5 --out=runs/certified
 python -m bounds --config=configs/certified.py --minutes=45 --out=runs/certified
+
+With --sweep, tables and plots: networks rounded to 1 to 6 bits per weight, or
+structures at one file size, each trained for --minutes.
+
+python -m bounds --checkpoint=runs/demo,runs/small --sweep --out=runs/sweep
+python -m bounds --config=configs/certified_small.py --minutes=2 --sweep \\
+  --max_bytes=3000000 --out=runs/structures
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from absl import flags
 from absl import logging
 
@@ -26,10 +32,12 @@ from configs import base
 from configs import certify
 from configs import command
 from configs import compress
+from configs import equal_size
 from configs import predictor
 from configs import restore
 from configs import streams
 from configs import sweep
+from configs import token_certificate
 from training import manifest
 
 _CHECKPOINT = flags.DEFINE_list(
@@ -46,8 +54,10 @@ _BITS = flags.DEFINE_float(
   'Bits per weight to round to, 3 by default; training begins at 1.5.',
 )  # fmt: skip
 _STRUCTURE = flags.DEFINE_string(
-  'structure', 'none', 'What is free: none (all), shared:BLOCKS or lora:RANK.'
-)
+  'structure', 'none',
+  'What the file holds: none (all weights), shared:BLOCKS, lora:RANK or'
+  ' sublora:RANK.',
+)  # fmt: skip
 _MINUTES = flags.DEFINE_float(
   'minutes', 0.0, 'Minutes of training on the certificate; 0 only rounds.'
 )
@@ -65,12 +75,28 @@ _DELTA = flags.DEFINE_float('delta', 0.05, 'One minus the confidence.')
 _ALPHABET = flags.DEFINE_string(
   'alphabet', 'ascii', "'ascii' (99 symbols and an escape) or 'bytes' (257)."
 )
-_WINDOW = flags.DEFINE_integer('window', 2048, 'Bytes a network reads at once.')
-_STRIDE = flags.DEFINE_integer('stride', 1536, 'New ones of them each time.')
-_SWEEP = flags.DEFINE_bool(
-  'sweep', False, 'Bound several roundings, networks and prefixes instead.'
+_WINDOW = flags.DEFINE_integer(
+  'window', None,
+  'What a network reads at once; default 61440 if its attention is local, else'
+  ' 2048.',
+)  # fmt: skip
+_STRIDE = flags.DEFINE_integer(
+  'stride', None, 'New ones of them each time; default most of the window.'
 )
+_DRAWS = flags.DEFINE_integer(
+  'draws', None,
+  'Of networks over tokens: estimate the risk from so many drawn ones.',
+  lower_bound=1,
+)  # fmt: skip
+_SWEEP = flags.DEFINE_bool(
+  'sweep', False,
+  'Instead bound prefixes of the stream, of several roundings of every'
+  ' --checkpoint, or of several structures of --config at one file size.',
+)  # fmt: skip
 _LADDER = flags.DEFINE_bool('ladder', False, 'Print all bounds on the file.')
+
+# The split that training reads.
+_TRAINED_ON = 'train'
 
 
 def main(_: Sequence[str]) -> None:
@@ -88,10 +114,12 @@ def main(_: Sequence[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     if _STREAM.value != 'train':
       print(
-        f'the network was trained on split train, not on {stream.name}: the'
-        ' certificate is valid for this stream all the same'
+        f'the network was trained on split {_TRAINED_ON}, not on'
+        f' {stream.name}: the certificate is valid for this stream all the same'
       )
-    if _SWEEP.value:
+    if token_certificate.is_over_tokens(run.config):
+      print(_rounded_tokens(run, stream, out))
+    elif _SWEEP.value:
       print(_swept(runs, stream, out))
     else:
       print(_certified(run, stream, out))
@@ -112,22 +140,35 @@ def _runs() -> list[restore.Run]:
     )
   if names:
     runs = [restore.restore(name, step=_STEP.value) for name in names]
-  elif _SWEEP.value or not _MINUTES.value:
+  elif not _MINUTES.value:
     raise ValueError(
-      '--config needs --minutes to train in, and no --sweep; 45 minutes on two'
-      ' cores give the best certificate'
+      '--config needs --minutes to train in; 45 minutes on two cores give the'
+      ' best certificate, 2 for each file a --sweep'
     )
   else:
     config = base.override(base.load(_CONFIG.value), _SET.value)
-    ids_BT = jnp.zeros((1, 8), jnp.int32)
-    variables = config.model.init(jax.random.key(config.seed), ids_BT)
-    runs = [restore.Run(config, variables['params'], 0)]
+    runs = [restore.Run(config, equal_size.fresh(config), 0)]
   for run in runs:
     _check_model(run.config)
   return runs
 
 
 def _check_model(config: base.Config) -> None:
+  if token_certificate.is_over_tokens(config):
+    given = (
+      ('--minutes', _MINUTES.value),
+      ('--sweep', _SWEEP.value),
+      ('--structure', _STRUCTURE.value != 'none'),
+    )
+    for name, is_given in given:
+      if is_given:
+        raise ValueError(
+          f'{name} is for networks over bytes; one over tokens is only rounded,'
+          ' so drop it'
+        )
+    return
+  if _DRAWS.value:
+    raise ValueError('--draws is for networks over tokens; all bytes are read')
   size = getattr(config.model, 'vocabulary_size', None)
   if size != 260:
     raise ValueError(
@@ -155,11 +196,22 @@ def _target(stream: streams.Stream) -> compress.Target:
   )
 
 
+def _reading(model: Any) -> tuple[int, int]:
+  """Window and stride, by flags or as long as takes linear time."""
+  masks = getattr(model, 'masks', ())
+  local = masks and all(mask.window and not mask.top_k for mask in masks)
+  window = _WINDOW.value
+  if window is None:
+    window = 61440 if local and model.max_length is None else 2048
+  stride = (4 if local else 3) * window // (5 if local else 4)
+  return window, stride if _STRIDE.value is None else _STRIDE.value
+
+
 def _header(run: restore.Run) -> headers.Header:
   """The header of a file before its smoothing is chosen."""
   structure = structures.parse(_STRUCTURE.value)
   return headers.Header(
-    _ALPHABET.value, 0, 0, _WINDOW.value, _STRIDE.value,
+    _ALPHABET.value, 0, 0, *_reading(run.config.model),
     base.to_json(run.config.model),
     None if structure == structures.PLAIN else base.to_json(structure),
   )  # fmt: skip
@@ -168,18 +220,52 @@ def _header(run: restore.Run) -> headers.Header:
 def _swept(
   runs: list[restore.Run], stream: streams.Stream, out: pathlib.Path
 ) -> str:
-  """Writes sweep.json and sweep.md; returns the table."""
-  found = []
-  for row in sweep.rows(
-    _CHECKPOINT.value, runs, stream, _header(runs[0]), _target(stream)
-  ):
-    found.append(row)
-    logging.info('swept %s', row)
-  text = json.dumps([row._asdict() for row in found], indent=2) + '\n'
-  manifest.write_file(out / 'sweep.json', text)
-  manifest.write_file(out / 'sweep.md', sweep.table(found) + '\n')
-  manifest.write_file(out / 'sweep.svg', report.sweep_plot(found))
-  return f'{sweep.table(found)}\n{out}: sweep.json sweep.md sweep.svg'
+  """Writes sweep.json, tables, plots and all files; returns the table."""
+  config, target = runs[0].config, _target(stream)
+  names = list(dict.fromkeys(_CHECKPOINT.value))
+  if _CONFIG.value:
+    jobs = equal_size.jobs(config, _method(), _header(runs[0]), target)
+    print(
+      f'{len(jobs)} files of {_MINUTES.value:g} minutes each, and their scoring'
+    )
+  else:
+    found = dict(zip(_CHECKPOINT.value, runs, strict=True))
+    several = [(found[name], _header(found[name])) for name in names]
+    jobs = sweep.roundings(names, several, target)
+  setting = {
+    'networks': [base.to_json(run.config.model) for run in runs],
+    'method': base.to_json(_method()) if _CONFIG.value else names,
+    'stream': stream.sha256,
+    'held_out': _HELD_OUT.value,
+    'delta': _DELTA.value,
+    'alphabet': _ALPHABET.value,
+    'window': [_WINDOW.value, _STRIDE.value],
+  }
+  rows = sweep.Sweep(
+    stream, _open_held_out(config), _DELTA.value, out, setting,
+    config.data, _MAX_BYTES.value,
+  ).run(jobs)  # fmt: skip
+  manifest.write_file(out / 'sweep.md', sweep.table(rows) + '\n')
+  plots = sweep.plots(rows)
+  for name, text in plots.items():
+    manifest.write_file(out / name, text)
+  return f'{sweep.table(rows)}\n{out}: sweep.json sweep.md {" ".join(plots)}'
+
+
+@contextlib.contextmanager
+def _timed(what: str) -> Iterator[None]:
+  began, busy = time.monotonic(), time.process_time()
+  yield
+  logging.info(
+    '%s took %.1f s, %.1f s of CPU time', what, time.monotonic() - began,
+    time.process_time() - busy,
+  )  # fmt: skip
+
+
+def _open_held_out(config: base.Config) -> streams.Stream | None:
+  if not _HELD_OUT.value:
+    return None
+  return streams.open_stream(_HELD_OUT.value, config.data, flag='held_out')
 
 
 def _certified(
@@ -188,13 +274,16 @@ def _certified(
   """Writes the file, the certificate and the report; returns a summary."""
   began = time.monotonic()
   target, header = _target(stream), _header(run)
-  coded = _method()(run.config, run.params, target)
-  draft = predictor.decode(predictor.encode(coded, header))
-  logging.info('scoring %d bytes with a file of %d', stream.bytes, draft.size)
-  seen = certify.evidence(draft, stream)
-  base_code, slope_code = certificate.choose_smoothing(
-    seen, draft.bits, _DELTA.value
-  )
+  with _timed('training and rounding'):
+    coded = _method()(run.config, run.params, target)
+  with _timed('coding and decoding'):
+    draft = predictor.decode(predictor.encode(coded, header))
+  with _timed(f'scoring {stream.bytes} bytes with a file of {draft.size}'):
+    seen = certify.evidence(draft, stream)
+  with _timed('choosing the smoothing'):
+    base_code, slope_code = certificate.choose_smoothing(
+      seen, draft.bits, _DELTA.value
+    )
   # Smoothing is applied to what the same weights say, so nothing is rescored.
   final = dataclasses.replace(header, base=base_code, slope=slope_code)
   data = predictor.encode(coded, final)
@@ -206,6 +295,18 @@ def _certified(
     max_bytes=_MAX_BYTES.value,
   )  # fmt: skip
   return _written(run, certified, claim, data, out, began)
+
+
+def _rounded_tokens(
+  run: restore.Run, stream: streams.Stream, out: pathlib.Path
+) -> str:
+  settings = token_certificate.Settings(
+    compress.PostTraining(_BITS.value or 3.0).bits, _DELTA.value,
+    *_reading(run.config.model), _DRAWS.value, _MAX_BYTES.value,
+  )  # fmt: skip
+  other = _open_held_out(run.config)
+  name = _CHECKPOINT.value[0]
+  return token_certificate.make(run, name, stream, other, settings, out)
 
 
 def _written(
@@ -228,13 +329,12 @@ def _written(
     name: x.value
     for name, x in certificate.errors(seen, decoded.bits, delta).items()
   }
-  if _HELD_OUT.value:
-    other = streams.open_stream(_HELD_OUT.value, run.config.data)
-    claim['held_out'] = {
-      'stream': other.name,
-      'bytes': other.bytes,
-      'bits_per_byte': certify.held_out(decoded, other),
-    }
+  other = _open_held_out(run.config)
+  if other is not None:
+    with _timed(f'scoring {other.bytes} bytes held out'):
+      claim['held_out'] = certify.held_out(
+        other, certify.evidence(decoded, other), decoded.header.smoothing
+      )
   curve = certificate.curve(
     seen, decoded.header, decoded.bits, delta,
     claim['bound']['slack'] / seen.per_byte,
@@ -242,6 +342,7 @@ def _written(
   claim['made_by'] = {
     'from': _CONFIG.value or _CHECKPOINT.value[0],
     'step': run.step,
+    'trained_on': _TRAINED_ON,
     'seconds': round(time.monotonic() - began, 1),
     'method': base.to_json(_method()),
   }

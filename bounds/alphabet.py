@@ -1,9 +1,11 @@
 """Which symbols a stream of bytes is read as, fixed before any is seen.
 
-A document is its bytes and an end. An alphabet puts the 257 into classes; a
-byte of a class of several is then spelled out, each member equally likely,
-which is a loss that is known in advance. So only the class is bet on, and a
-smaller alphabet has lower ceilings.
+A document is its bytes and an end. An alphabet puts the 257 into classes. A
+byte of a class of several is two symbols of the stream: its class, and after it
+which member, each equally likely. The loss of the second is a constant, given
+the first, so it equals its risk and only the class is bet on; a smaller
+alphabet has lower ceilings. The risk that is bounded is that of both: the class
+drawn anew given the bytes before, the member given the class besides.
 """
 
 import dataclasses

@@ -28,7 +28,7 @@ class Evidence(NamedTuple):
   """What is known of a stream before smoothing.
 
   probability_N, entropy_N, rank_N: of every symbol's class.
-  classes: V; spelling_bits: known losses beside those of classes; bytes: m.
+  classes: V; spelling_bits: of members of classes, see alphabet; bytes: m.
   """
 
   probability_N: np.ndarray
@@ -177,12 +177,12 @@ class Ladder:
   def _tokenwise(
     self, rows: Smoothed, bits: float, classes: int
   ) -> bound.Bound:
-    alpha_N = classes * np.exp2(-rows.ceilings_N)
+    alpha_N = classes * np.exp2(_ROUNDING - rows.ceilings_N)
     lows_N = -np.log2(1 - alpha_N * (1 - 1 / classes))
     return azuma.TokenwiseAzuma(self.delta)(
       rows.losses_N,
       bits,
-      lows_N=np.minimum(lows_N, rows.losses_N),
+      lows_N=lows_N - _ROUNDING,
       highs_N=rows.ceilings_N,
     )
 

@@ -5,9 +5,9 @@
 The length makes files prefix-free, so a file of n bytes has prior probability
 2**-8n and is charged 8n bits. The body is one range-coded stream: the notes
 (bytes that belong to the caller, such as the architecture), then each tensor:
-shape, context rule, shift, scale codes and symbols. Names are not stored; the
-order is the caller's. Decoding executes nothing and allocates nothing before
-the checksum holds and the sizes are within limits.
+shape, context rule, shift or levels, scale codes and symbols. Names are not
+stored; the order is the caller's. Decoding executes nothing and allocates
+nothing before the checksum holds and the sizes are within limits.
 """
 
 import math
@@ -21,7 +21,7 @@ from bounds import quantise
 from bounds import rangecoder
 
 MAGIC = b'PW'
-VERSION = 1
+VERSION = 2
 MAX_VALUES = 1 << 26
 MAX_TENSORS = 1 << 16
 MAX_NOTES = 1 << 16
@@ -135,7 +135,13 @@ def _encode_tensor(
   neighbours = int(_prefers_neighbours(symbols_RC))
   coder.number(1, neighbours)
   coder.number(1, int(len(codes_R) > 1))
-  coder.number(4, tensor.shift)
+  coder.number(1, int(bool(tensor.levels)))
+  if tensor.levels:
+    coder.number(4, len(tensor.levels) - 1)
+    for level in tensor.levels:
+      coder.number(10, level)
+  else:
+    coder.number(4, tensor.shift)
   coder.number(8, int(codes_R[0]) - quantise.CODES[0])
   steps = rangecoder.Integers(1)
   for step in np.diff(codes_R).tolist():
@@ -153,7 +159,12 @@ def _decode_tensor(
   if not size:
     raise ValueError('damaged file: a tensor without weights')
   neighbours, per_row = coder.number(1), coder.number(1)
-  shift = coder.number(4)
+  shift, levels = 0, ()
+  if coder.number(1):
+    count = coder.number(4) + 1
+    levels = tuple(coder.number(10) for _ in range(count))
+  else:
+    shift = coder.number(4)
   codes = [coder.number(8) + quantise.CODES[0]]
   steps = rangecoder.Integers(1)
   for _ in range(shape[0] - 1 if per_row and shape else 0):
@@ -163,8 +174,10 @@ def _decode_tensor(
   width = shape[-1] if shape else 1
   symbols_RC = np.zeros((size // width, width), np.int32)
   _code_symbols(coder, symbols_RC, neighbours)
+  if levels and np.abs(symbols_RC).max() > len(levels):
+    raise ValueError('damaged file: a symbol is beyond its codebook')
   codes_R = np.array(codes, np.int32)
-  return quantise.Coded(symbols_RC.reshape(shape), codes_R, shift)
+  return quantise.Coded(symbols_RC.reshape(shape), codes_R, shift, levels)
 
 
 def _code_symbols(
@@ -185,11 +198,23 @@ def _code_symbols(
 
 def _prefers_neighbours(symbols_RC: np.ndarray) -> bool:
   """Whether the neighbours' contexts shorten the code, by its ideal length."""
+  context_RC = neighbour_contexts(symbols_RC)
+  return ideal_bits(symbols_RC, context_RC) < ideal_bits(symbols_RC)
+
+
+def neighbour_contexts(symbols_RC: np.ndarray) -> np.ndarray:
+  """The context of every symbol by the sizes to its left and above."""
   size_RC = np.abs(symbols_RC)
   left_RC = np.pad(size_RC, ((0, 0), (1, 0)))[:, :-1]
   above_RC = np.pad(size_RC, ((1, 0), (0, 0)))[:-1]
-  context_RC = 3 * np.minimum(left_RC, 2) + np.minimum(above_RC, 2)
-  return ideal_bits(symbols_RC, context_RC) < ideal_bits(symbols_RC)
+  return 3 * np.minimum(left_RC, 2) + np.minimum(above_RC, 2)
+
+
+def chosen_contexts(symbols_RC: np.ndarray) -> np.ndarray:
+  """The contexts in which `encode` would write the symbols."""
+  if _prefers_neighbours(symbols_RC):
+    return neighbour_contexts(symbols_RC)
+  return np.zeros(symbols_RC.shape, np.int64)
 
 
 def ideal_bits(
@@ -241,6 +266,22 @@ def _check(tensor: quantise.Coded) -> None:
       f'scale codes {codes_R.min()} to {codes_R.max()} or shift {tensor.shift}'
       f' are not in {quantise.CODES} and {quantise.SHIFTS}'
     )
+  _check_levels(tensor)
+
+
+def _check_levels(tensor: quantise.Coded) -> None:
+  levels = tensor.levels
+  if not levels:
+    return
+  most = max(abs(int(tensor.symbols.min())), int(tensor.symbols.max()))
+  in_range = all(level in quantise.LEVELS for level in levels)
+  if not in_range or not most <= len(levels) <= quantise.MAX_LEVELS:
+    raise ValueError(
+      f'codebook {levels} must have a number of {quantise.LEVELS} for each of'
+      f' the sizes 1 to {most}, and at most {quantise.MAX_LEVELS}'
+    )
+  if tensor.shift:
+    raise ValueError(f'shift={tensor.shift} has no meaning with a codebook')
 
 
 def _limited(name: str, number: int, limit: int) -> int:

@@ -16,6 +16,7 @@ from bounds import alphabet as alphabets
 from bounds import bound
 from bounds import certificate
 from bounds import counts
+from bounds import header as headers
 from configs import certify
 from configs import command
 from configs import kgrams
@@ -38,6 +39,9 @@ _WEIGHT = flags.DEFINE_integer(
 )
 _DELTA = flags.DEFINE_float('delta', 0.05, 'One minus the confidence.')
 _ALPHABET = flags.DEFINE_string('alphabet', 'ascii', "'ascii' or 'bytes'.")
+_HELD_OUT = flags.DEFINE_string(
+  'held_out', 'validation', "Split, file or glob to score besides; '' for none."
+)
 _OUT = flags.DEFINE_string('out', None, 'Directory; by default only printed.')
 
 
@@ -55,6 +59,11 @@ def main(_: Sequence[str]) -> None:
         print(_line(claim), flush=True)
         if not best or claim['bits_per_byte'] < best['bits_per_byte']:
           best, best_data = claim, data
+    if _HELD_OUT.value:
+      other = streams.open_stream(_HELD_OUT.value, flag='held_out')
+      found, options = kgrams.evidence(best_data, other)
+      smoothing = headers.smoothing_of(options.base, options.slope)
+      best['held_out'] = certify.held_out(other, found, smoothing)
     print('best: ' + _line(best))
     if _OUT.value:
       out = pathlib.Path(_OUT.value)
@@ -95,12 +104,15 @@ def _certified(
 
 
 def _line(claim: dict[str, Any]) -> str:
-  made = claim['counts']
+  made, held = claim['counts'], ''
+  if 'held_out' in claim:
+    bits = claim['held_out']['bits_per_byte']
+    held = f', held out ({claim["held_out"]["stream"]}) {bits:.4f}'
   return (
     f'order {made["order"]}, counts from {made["least"]}:'
     f' {claim["bits_per_byte"]:.4f} bits per byte certified, risk'
     f' {claim["bound"]["empirical_risk"]:.4f}, file'
-    f' {claim["file"]["bytes"]} bytes'
+    f' {claim["file"]["bytes"]} bytes{held}'
   )
 
 

@@ -2,8 +2,9 @@
 
 Rounding rules differ; what they make is always a `Coded`, so that the decoder
 knows one formula: sign(s) (|s| - shift / 32) scale for a symbol s != 0, and 0
-for s = 0. Scales are 2**(code / 8): a table, not a library's power function,
-gives them, so that they are the same float32 on every machine.
+for s = 0, or levels[|s| - 1] / 32 in place of the bracket where a codebook is
+given. Scales are 2**(code / 8): a table, not a library's power function, gives
+them, so that they are the same float32 on every machine.
 """
 
 import dataclasses
@@ -12,6 +13,8 @@ import numpy as np
 
 CODES = range(-192, 64)
 SHIFTS = range(16)
+LEVELS = range(1, 1 << 10)
+MAX_LEVELS = 16
 
 # 2**(j / 8), correctly rounded to float32.
 _POWERS = np.array(
@@ -36,17 +39,24 @@ class Coded:
   symbols: int32, of the tensor's shape.
   codes: int32, one scale code for each entry of the first axis, or just one.
   shift: how many 32nds of a step reconstruction lies closer to 0.
+  levels: what sizes 1, 2, ... stand for, in 32nds of the scale; () for
+    multiples of it.
   """
 
   symbols: np.ndarray
   codes: np.ndarray
   shift: int = 0
+  levels: tuple[int, ...] = ()
 
   def decode(self) -> np.ndarray:
     """The float32 tensor; one rounding per product, the same everywhere."""
-    size = np.abs(self.symbols).astype(np.float32)
-    size -= np.float32(self.shift / 32)
-    size = np.where(self.symbols == 0, np.float32(0), size)
+    if self.levels:
+      table = np.array([0, *self.levels], np.float32) / np.float32(32)
+      size = table[np.abs(self.symbols)]
+    else:
+      size = np.abs(self.symbols).astype(np.float32)
+      size -= np.float32(self.shift / 32)
+      size = np.where(self.symbols == 0, np.float32(0), size)
     return np.sign(self.symbols).astype(np.float32) * size * self._steps()
 
   def _steps(self) -> np.ndarray:
@@ -140,6 +150,54 @@ class Ternary:
     codes_R = scale_codes(total_R / np.maximum(kept_RC.sum(axis=1), 1))
     symbols = np.sign(tensor).astype(np.int32) * kept_RC.reshape(tensor.shape)
     return Coded(symbols, codes_R)
+
+
+@dataclasses.dataclass(frozen=True)
+class Codebook:
+  """0 and `size` magnitudes of either sign, placed by k-means.
+
+  Lloyd's algorithm from quantiles of the magnitudes (arXiv 1510.00149); a
+  magnitude below half the least one becomes 0.
+  """
+
+  size: int = 3
+  rounds: int = 20
+
+  def __post_init__(self) -> None:
+    if not 1 <= self.size <= MAX_LEVELS or self.rounds < 1:
+      raise ValueError(
+        f'size={self.size} must be in 1..{MAX_LEVELS} and rounds={self.rounds}'
+        ' at least 1'
+      )
+
+  def __call__(self, tensor: np.ndarray) -> Coded:
+    tensor = _check(tensor)
+    size_N = np.abs(tensor).ravel()
+    quantiles = (np.arange(self.size + 1) + 0.5) / (self.size + 1)
+    centre_L = np.quantile(size_N, quantiles)[1:]
+    for _ in range(self.rounds):
+      index_N = self._nearest(size_N, centre_L)
+      count_L = np.bincount(index_N, minlength=self.size + 1)[1:]
+      total_L = np.bincount(index_N, size_N, self.size + 1)[1:]
+      centre_L = np.where(
+        count_L > 0, total_L / np.maximum(count_L, 1), centre_L
+      )
+    largest = centre_L[-1] or 1.0
+    # So that the largest level is below the last that can be written.
+    codes = scale_codes(np.array([largest * 32 / (LEVELS[-1] - 64)]))
+    level_L = np.rint(32 * centre_L / scales(codes)[0]).astype(int)
+    level_L = np.maximum(level_L, LEVELS[0])
+    used_L = np.unique(level_L)  # Equal ones are of no use.
+    centre_L = used_L * float(scales(codes)[0]) / 32
+    index = self._nearest(size_N, centre_L).reshape(tensor.shape)
+    symbols = (np.sign(tensor) * index).astype(np.int32)
+    return Coded(symbols, codes, 0, tuple(used_L.tolist()))
+
+  @staticmethod
+  def _nearest(size_N: np.ndarray, centre_L: np.ndarray) -> np.ndarray:
+    """0, or one more than the index of the nearest centre."""
+    edges = np.concatenate([[0.0], centre_L])
+    return np.searchsorted((edges[1:] + edges[:-1]) / 2, size_N)
 
 
 def _check(tensor: np.ndarray) -> np.ndarray:

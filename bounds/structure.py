@@ -6,6 +6,8 @@ from a seed that is part of the file, so it costs nothing and fits nothing.
 """
 
 import dataclasses
+import functools
+import math
 import re
 import zlib
 from collections.abc import Mapping
@@ -127,19 +129,113 @@ class LowRankOnRandom:
     return (self.gain * shape[0] ** -0.5 * normal).astype(np.float32)
 
 
-PLAIN = Plain()
-Structure = Plain | Shared | LowRankOnRandom
+@dataclasses.dataclass(frozen=True)
+class Subspace:
+  """The factors of LowRankOnRandom lie in a random subspace (SubLoRA).
 
-_NAMES = {'none': Plain, 'shared': Shared, 'lora': LowRankOnRandom}
+  All factors in a row are the vector of Q1 Z Q2^T: a Kronecker product of two
+  random matrices of orthonormal columns times Z, which is free (arXiv
+  2312.17173, section 4.1).
+
+  rank, seed: of LowRankOnRandom. share: of the factors' number that Z has.
+  """
+
+  rank: int = 4
+  seed: int = 0
+  share: float = 0.5
+
+  def __post_init__(self) -> None:
+    LowRankOnRandom(self.rank, self.seed)
+    if not 0 < self.share <= 1:
+      raise ValueError(f'structure: share={self.share} must be in (0, 1]')
+
+  def shapes(self, of_model: Shapes) -> dict[str, tuple[int, ...]]:
+    free = self._factors.shapes(of_model)
+    inside = self._inside(of_model)
+    sides = _sides(sum(math.prod(free.pop(name)) for name in inside))
+    root = math.sqrt(self.share)
+    return free | {'subspace': tuple(math.ceil(root * x) for x in sides)}
+
+  def shrink(self, params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The projection of the factors that LowRankOnRandom has."""
+    free = self._factors.shrink(params)
+    shapes = {name: np.shape(array) for name, array in params.items()}
+    parts = [np.ravel(free.pop(name)) for name in self._inside(shapes)]
+    vector = np.concatenate(parts)
+    size = self.shapes(shapes)['subspace']
+    left, right = self._bases(len(vector), size)
+    whole = np.zeros(len(left) * len(right), np.float32)
+    whole[: len(vector)] = vector
+    whole = whole.reshape(len(left), len(right))
+    return free | {'subspace': left.T @ whole @ right}
+
+  def expand(self, free: Mapping[str, Any], of_model: Shapes) -> dict[str, Any]:
+    factors = self._factors.shapes(of_model)
+    inside = self._inside(of_model)
+    count = sum(math.prod(factors[name]) for name in inside)
+    middle = free['subspace']
+    left, right = self._bases(count, middle.shape)
+    vector = (left @ middle @ right.T).reshape(-1)
+    found, start = dict(free), 0
+    for name in inside:
+      stop = start + math.prod(factors[name])
+      found[name] = vector[start:stop].reshape(factors[name])
+      start = stop
+    return self._factors.expand(found, of_model)
+
+  @property
+  def _factors(self) -> LowRankOnRandom:
+    return LowRankOnRandom(self.rank, self.seed)
+
+  def _inside(self, of_model: Shapes) -> list[str]:
+    """Names of the factors, in the order of the vector."""
+    inside = sorted(self._factors.shapes(of_model).keys() - of_model.keys())
+    if not inside:
+      raise ValueError(
+        f'structure: no matrix of a block has both widths above rank'
+        f' {2 * self.rank - 1}; take a smaller rank'
+      )
+    return inside
+
+  def _bases(
+    self, count: int, size: tuple[int, ...]
+  ) -> tuple[np.ndarray, np.ndarray]:
+    left, right = (
+      _orthonormal(side, columns, (self.seed + 1 + index) % (1 << 32))
+      for index, (side, columns) in enumerate(
+        zip(_sides(count), size, strict=True)
+      )
+    )
+    return left, right
+
+
+def _sides(count: int) -> tuple[int, int]:
+  """The sides of a matrix of at least so many entries."""
+  side = math.ceil(math.sqrt(count))
+  return side, -(-count // side)
+
+
+@functools.lru_cache(maxsize=8)
+def _orthonormal(rows: int, columns: int, seed: int) -> np.ndarray:
+  normal = np.random.RandomState(seed).standard_normal((rows, columns))
+  return np.linalg.qr(normal)[0].astype(np.float32)
+
+
+PLAIN = Plain()
+Structure = Plain | Shared | LowRankOnRandom | Subspace
+
+_NAMES = {
+  'none': Plain, 'shared': Shared, 'lora': LowRankOnRandom, 'sublora': Subspace,
+}  # fmt: skip
 
 
 def parse(text: str) -> Structure:
-  """The structure of 'none', 'shared:2' (blocks) or 'lora:4' (rank)."""
+  """The structure of 'none', 'shared:2' (blocks), or 'lora:4' (rank)."""
   name, _, number = text.partition(':')
   if name not in _NAMES or not (number or '1').isdecimal():
     raise ValueError(
-      f'--structure={text} is unknown; write none, shared:BLOCKS or lora:RANK,'
-      ' as shared:1; low-rank, Monarch and Kronecker layers are set in the'
-      ' config, as model.linear of models.structured'
+      f'--structure={text} is unknown; write none, shared:BLOCKS, lora:RANK or'
+      ' sublora:RANK, as shared:1; low-rank, Monarch and Kronecker layers are'
+      ' set in the config, as model.linear of models.structured'
     )
   return _NAMES[name](int(number)) if number else _NAMES[name]()

@@ -5,6 +5,7 @@ python -m bounds.verify model.pw certificate.json --stream='texts/*.txt'
 Exit code 0 if the file supports what is claimed, else 1 and one sentence.
 """
 
+import functools
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -13,8 +14,10 @@ from absl import app
 from absl import flags
 
 from bounds import bound
+from bounds import token_file
 from configs import certify
 from configs import command
+from configs import token_certificate
 
 _STREAM = flags.DEFINE_string(
   'stream', None, 'Split, file or glob; default as the certificate says.'
@@ -34,7 +37,10 @@ def main(argv: Sequence[str]) -> None:
     bound.check_delta(claim['delta'])
     data = _read(pathlib.Path(argv[1]))
     stream = certify.claimed_stream(claim, _STREAM.value)
-    found = certify.check(claim, data, stream)
+    rule = certify.certify
+    if data.startswith(token_file.MAGIC):
+      rule = functools.partial(token_certificate.certified, claim)
+    found = certify.check(claim, data, stream, rule)
   print(
     f'accepted: {found.bound.rounded_up()} bits per byte at confidence'
     f' {1 - claim["delta"]:.4g} (claimed {claim["bits_per_byte"]})\n'

@@ -23,7 +23,7 @@ def get_config() -> base.Config:
       key_value_heads=2,
       hidden=192,
       masks=(masks.Causal(window=64),),
-      recall=recall.RecallEmbedding(sizes=(3, 5, 8, 16), reach=2048),
+      recall=recall.RecallEmbedding(sizes=(3, 5, 8, 16), reach=61440),
     ),
     optimizer=optimizer.AdamW(
       learning_rate=5e-3, warmup_steps=100, final_ratio=0.02

@@ -23,7 +23,7 @@ def get_config() -> base.Config:
       key_value_heads=1,
       hidden=128,
       masks=(masks.Causal(window=32),),
-      recall=recall.RecallEmbedding(sizes=(3, 5, 8, 16), reach=2048),
+      recall=recall.RecallEmbedding(sizes=(3, 5, 8, 16), reach=61440),
     ),
     steps=1000,
   )

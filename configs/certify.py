@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from bounds import bound as bounds_lib
@@ -53,11 +54,20 @@ def evidence(
   )  # fmt: skip
 
 
-def held_out(decoded: predictor.Predictor, stream: streams.Stream) -> float:
-  """Bits per byte of the smoothed file on another stream."""
-  seen = evidence(decoded, stream)
-  rows = certificate.smooth(seen, *decoded.header.smoothing)
+def risk(seen: certificate.Evidence, smoothing: tuple[float, float]) -> float:
+  """Bits per byte of what was seen, smoothed by a header's base and slope."""
+  rows = certificate.smooth(seen, *smoothing)
   return seen.in_bytes(float(rows.losses_N.mean()))
+
+
+def held_out(
+  stream: streams.Stream,
+  seen: certificate.Evidence,
+  smoothing: tuple[float, float],
+) -> dict[str, str | int | float]:
+  """What a certificate says of another stream, with no bound to it."""
+  bits = risk(seen, smoothing)
+  return {'stream': stream.name, 'bytes': stream.bytes, 'bits_per_byte': bits}
 
 
 def to_json(
@@ -122,12 +132,12 @@ def read(path: str) -> dict[str, Any]:
       f'{path} has version {claim.get("version")}, this verifier reads'
       f' {VERSION}; use the release that wrote it'
     )
-  for name, kind in (('bits_per_byte', float), ('delta', float)):
-    if not isinstance(claim.get(name), kind):
+  for name in ('bits_per_byte', 'delta'):
+    if type(claim.get(name)) not in (int, float):
       raise ValueError(f'{path} is no certificate: it lacks a number {name}')
-  said = claim.get('stream')
-  if not isinstance(said, dict):
-    raise ValueError(f'{path} is no certificate: it names no stream')
+  said, file = claim.get('stream'), claim.get('file')
+  if not isinstance(said, dict) or not isinstance(file, dict):
+    raise ValueError(f'{path} is no certificate: it names no stream or no file')
   most = said.get('max_bytes')
   if most is not None and (type(most) is not int or most < 1):
     raise ValueError(
@@ -142,7 +152,7 @@ def claimed_stream(
   """The stream of a certificate, or another; ValueError if it has changed."""
   said = claim['stream']
   corpus = said.get('corpus')
-  _check_corpus(corpus)
+  check_corpus(corpus)
   stream = streams.open_stream(
     name or str(said.get('name')),
     None if corpus is None else base.from_json(corpus, 'stream.corpus'),
@@ -159,12 +169,25 @@ def claimed_stream(
 
 
 def check(
-  claim: dict[str, Any], data: bytes, stream: streams.Stream
+  claim: dict[str, Any],
+  data: bytes,
+  stream: streams.Stream,
+  rule: Callable[[bytes, streams.Stream, float], Certified] = certify,
 ) -> Certified:
-  """Recomputes a certificate; ValueError if less can be certified."""
+  """Recomputes a certificate; ValueError if less can be certified.
+
+  Everything comes from the file and the stream; of the claim only delta, the
+  value and the file's hash are read.
+  """
   delta = claim['delta']
   bounds_lib.check_delta(delta)
-  found = certify(data, stream, delta)
+  found = rule(data, stream, delta)
+  if hashlib.sha256(data).hexdigest() != claim['file'].get('sha256'):
+    raise ValueError(
+      f'the certificate is that of another file of'
+      f' {claim["file"].get("bytes")} bytes: its SHA-256 does not match; give'
+      ' the model.pw that was written beside it'
+    )
   if not found.bound.value <= claim['bits_per_byte'] + TOLERANCE:
     raise ValueError(
       f'the certificate claims {claim["bits_per_byte"]} bits per byte, but the'
@@ -174,14 +197,14 @@ def check(
   return found
 
 
-def _check_corpus(tree: Any) -> None:
+def check_corpus(tree: Any) -> None:
   """Only corpora may be named where a corpus is."""
   if isinstance(tree, dict):
     name = tree.get('class', 'data.')
     if not isinstance(name, str) or not name.startswith('data.'):
       raise ValueError(f'the certificate names {name!r} where a corpus belongs')
     for value in tree.values():
-      _check_corpus(value)
+      check_corpus(value)
   elif isinstance(tree, list):
     for value in tree:
-      _check_corpus(value)
+      check_corpus(value)

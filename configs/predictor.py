@@ -108,8 +108,17 @@ def nested(leaves: dict[str, Any]) -> Any:
 def quantised(
   params: dict[str, Any], rule: Callable[[np.ndarray], quantise.Coded]
 ) -> dict[str, quantise.Coded]:
-  """Arrays by path, each rounded by a rule, those of one axis finely."""
+  """Arrays by path, each rounded by a rule, those of one axis finely.
+
+  Raises ValueError if a weight is no finite number.
+  """
   fine = quantise.Uniform(0.1)
+  for name, array in params.items():
+    if not np.isfinite(array).all():
+      raise ValueError(
+        f'{name} of the checkpoint holds NaN or infinity; its training'
+        ' diverged, so take an earlier one (--step)'
+      )
   return {
     name: (rule if np.ndim(array) > 1 else fine)(np.asarray(array))
     for name, array in params.items()

@@ -44,9 +44,11 @@ def scores(
   stride: int,
   batch_size: int,
 ) -> Scores:
-  """Scores uint8 `documents`; the context of a symbol is that of BitsPerByte.
+  """Scores uint8 `documents`, each symbol from what comes before it alone.
 
   Documents longer than `window` are read in windows that advance by `stride`.
+  Where a symbol's context begins is the same for every length that its document
+  may turn out to have, else its length would be told before its end.
   classes: members, out of the 256 bytes and 256 for the end, of every class.
   """
   index_S = np.zeros(len(IDS), np.int32)
@@ -147,8 +149,9 @@ def _pieces(
     stop = min(window, inputs)
     yield bits_per_byte.Piece(document, 0, stop, 0)
     while stop < inputs:
-      scored, stop = stop, min(stop + stride, inputs)
-      yield bits_per_byte.Piece(document, stop - window, stop, scored)
+      scored, start = stop, stop + stride - window
+      stop = min(stop + stride, inputs)
+      yield bits_per_byte.Piece(document, start, stop, scored)
 
 
 def _batch(

@@ -27,6 +27,11 @@ from training import objectives
 LARGEST = 30  # The largest symbol by magnitude.
 GRID = 8  # Steps are 2**(integer / GRID).
 
+# Bits per symbol for a file of e times its size; 1 % off is then a hundredth.
+_PULL = 30.0
+# Batches over which squared gradients are averaged, as a decay.
+_SQUARES_DECAY = 0.99
+
 
 class Measure(Protocol):
   """(logits_BTV, targets_BT) -> probability and entropy in bits, [B, T]."""
@@ -41,6 +46,7 @@ class Setting(NamedTuple):
 
   symbols: N; classes: V; delta: 1 - confidence; fixed_bits: of the file beside
     its weights; price: multiplies the bits, 1 for the certificate itself.
+  target_bits: that the weights are to take, whatever is best; None for what is.
   """
 
   symbols: int
@@ -48,6 +54,7 @@ class Setting(NamedTuple):
   delta: float
   fixed_bits: float = 0.0
   price: float = 1.0
+  target_bits: float | None = None
 
 
 class Smoothing(NamedTuple):
@@ -74,11 +81,28 @@ class Symbols(NamedTuple):
 
 
 class Values(NamedTuple):
-  """Of one batch: the bound, mean loss in bits, and bits of all weights."""
+  """Of one batch: the bound, mean loss in bits, and bits of all weights.
+
+  price: the bound's derivative by cost, as a term of bounds.betting.Betting.
+  """
 
   bound: jax.Array
   risk: jax.Array
   bits: jax.Array
+  price: jax.Array
+
+
+class Trained(NamedTuple):
+  """What training ends with.
+
+  squares: of the gradient by every weight, averaged over the last hundred
+    batches of `count` symbols each. values: of the last batch.
+  """
+
+  latent: Latent
+  squares: Any
+  count: jax.Array
+  values: Values
 
 
 def start(params: Any, *, step: float, vector_step: float = 0.1) -> Latent:
@@ -118,17 +142,44 @@ def _quantise(array: jax.Array, log_step: jax.Array) -> jax.Array:
 
 def symbols(latent: Latent) -> Symbols:
   """The integers and step codes (int32 NumPy) that go into the file."""
-
-  def integers(array: jax.Array, log_step: jax.Array) -> np.ndarray:
-    return np.asarray(jnp.round(_ratio(array, log_step)), np.int32)
-
-  def code(log_step: jax.Array) -> np.ndarray:
-    return np.asarray(jnp.round(log_step * GRID), np.int32).reshape(1)
-
-  return Symbols(
-    jax.tree.map(integers, latent.weights, latent.steps),
-    jax.tree.map(code, latent.steps),
+  codes = jax.tree.map(
+    lambda x: np.asarray(jnp.round(x * GRID), np.int32).reshape(1),
+    latent.steps,
   )
+  integers = jax.tree.map(lambda x: np.rint(x).astype(np.int32), ratios(latent))
+  return Symbols(integers, codes)
+
+
+def ratios(latent: Latent) -> Any:
+  """Weights in steps of the file (NumPy), which symbols are the nearest of.
+
+  Raises ValueError if one is no number.
+  """
+  found = jax.tree.map(
+    lambda x, step: np.asarray(_ratio(x, step)), latent.weights, latent.steps
+  )
+  if not all(np.isfinite(x).all() for x in jax.tree.leaves(found)):
+    raise ValueError(
+      'some weights are NaN: training diverged, so begin at another checkpoint'
+    )
+  return found
+
+
+def worth(trained: Trained, symbols: int) -> Any:
+  """Bits of file that a squared error of a step is worth, by weight.
+
+  A bit of file is worth price ln(2) / N bits per symbol of the bound. An error
+  e costs h e**2 / 2 with h the second derivative by that weight; for log
+  losses in bits it is about ln(2) count times the squared gradient (the
+  empirical Fisher information).
+  """
+  scale = float(trained.count) * symbols / (2 * float(trained.values.price))
+
+  def one(square: jax.Array, log_step: jax.Array) -> np.ndarray:
+    step = np.exp2(np.round(float(log_step) * GRID) / GRID)
+    return scale * step**2 * np.asarray(square, np.float64)
+
+  return jax.tree.map(one, trained.squares, trained.latent.steps)
 
 
 def code_length(array: jax.Array, log_step: jax.Array) -> jax.Array:
@@ -190,7 +241,10 @@ def bound(
   cost = (whole * np.log(2) - np.log(setting.delta)) / setting.symbols
   room = jnp.exp(mean(jnp.log(ceiling_BT - loss_BT)) - cost)
   value = mean(ceiling_BT) - room
-  return value, Values(value, mean(loss_BT), bits)
+  values = Values(value, mean(loss_BT), bits, room)
+  if setting.target_bits is not None:
+    value += _PULL * jnp.square(jnp.log(bits / setting.target_bits))
+  return value, values
 
 
 def plain(
@@ -211,7 +265,7 @@ def plain(
   loss_BT = -jnp.log2(jnp.maximum(probability_BT, 1e-12))
   mask_BT = batch['mask']
   loss = jnp.sum(loss_BT * mask_BT) / jnp.maximum(mask_BT.sum(), 1.0)
-  return loss, Values(loss, loss, jnp.zeros(()))
+  return loss, Values(loss, loss, jnp.zeros(()), jnp.ones(()))
 
 
 def train(
@@ -225,18 +279,18 @@ def train(
   step_rate: float = 2.0,
   smoothing_rate: float = 10.0,
   report: Callable[[int, float, Values], Any] | None = None,
-) -> Latent:
+) -> Trained:
   """Minimises `value` by Adam for that many seconds or steps.
 
   The learning rate rises over the first twentieth of the time and then falls
   to 0 as a cosine; log steps and smoothing have `step_rate` and
-  `smoothing_rate` times that.
+  `smoothing_rate` times that. Raises FloatingPointError if it diverges.
   """
   if (seconds is None) == (steps is None):
     raise ValueError('give the time of compression in seconds or in steps')
   rates = Latent(1.0, step_rate, smoothing_rate)
   optimizer = optax.chain(
-    optax.clip_by_global_norm(1.0), optax.scale_by_adam(0.9, 0.99)
+    _squares(), optax.clip_by_global_norm(1.0), optax.scale_by_adam(0.9, 0.99)
   )
   state = optimizer.init(latent)
   update = jax.jit(
@@ -248,17 +302,50 @@ def train(
   step, progress = 0, 0.0
   while progress < 1:
     rate = learning_rate * _schedule(progress)
-    latent, state, values = update(latent, state, next(batches), rate)
+    batch = next(batches)
+    latent, state, values = update(latent, state, batch, rate)
     step += 1
     if steps is not None:
       progress = step / steps
     else:
       jax.block_until_ready(values)
+      # Compiling takes as long on a busy machine as a short training.
+      began = time.monotonic() if step == 1 else began
       progress = (time.monotonic() - began) / seconds
-    if report and (progress >= 1 or time.monotonic() - said > 10):
+    if progress >= 1 or time.monotonic() - said > 10:
       said = time.monotonic()
-      report(step, progress, values)
-  return latent
+      _check_finite(step, values)
+      if report:
+        report(step, progress, values)
+  # An average that began at 0.
+  share = 1 - _SQUARES_DECAY**step
+  squares = jax.tree.map(lambda x: x / share, state[0].weights)
+  count = jnp.asarray(batch['mask']).sum()
+  return Trained(latent, squares, count, values)
+
+
+def _squares() -> optax.GradientTransformation:
+  """Changes nothing; its state is an average of squared gradients."""
+
+  def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    del params
+    weight = 1 - _SQUARES_DECAY
+    state = jax.tree.map(
+      lambda x, g: _SQUARES_DECAY * x + weight * jnp.square(g), state, grads
+    )
+    return grads, state
+
+  return optax.GradientTransformation(
+    lambda params: jax.tree.map(jnp.zeros_like, params), update
+  )
+
+
+def _check_finite(step: int, values: Values) -> None:
+  if not np.isfinite(values.bound):
+    raise FloatingPointError(
+      f'training on the certificate diverged: the bound is {values.bound} after'
+      f' {step} steps; begin at finite weights or lower the learning rate'
+    )
 
 
 def _update(
@@ -295,3 +382,8 @@ def log(step: int, progress: float, values: Values) -> None:
     'compressing %3.0f %%, step %d: bound %.3f, loss %.3f bits, %.0f kbit',
     100 * progress, step, values.bound, values.risk, values.bits / 1000,
   )  # fmt: skip
+
+
+def log_rounding(fidelity: float, value: float) -> None:
+  """A line of what one way to round comes to."""
+  logging.info('rounding at fidelity %g: bound %.4f', fidelity, value)

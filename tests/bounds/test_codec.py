@@ -21,12 +21,13 @@ TENSORS = (
   quantise.Uniform(0.1, per_row=True)(RNG.standard_cauchy((3, 4, 2))),
   quantise.Uniform(0.05)(RNG.standard_normal(9)),
   quantise.Uniform(1.0)(np.array(0.3)),
+  quantise.Codebook(3)(RNG.standard_normal((8, 9))),
 )
 FILE = codec.encode(TENSORS, b'notes of the caller')
 
 
 def same(one, other):
-  assert one.shift == other.shift
+  assert (one.shift, one.levels) == (other.shift, other.levels)
   np.testing.assert_array_equal(one.codes, other.codes)
   np.testing.assert_array_equal(one.symbols, other.symbols)
   assert one.symbols.shape == other.symbols.shape
@@ -160,6 +161,10 @@ def test_what_does_not_fit_is_refused():
     codec.encode([quantise.Coded(np.ones(3, np.int32), np.zeros(2, np.int32))])
   with pytest.raises(ValueError, match='shift 16'):
     codec.encode([quantise.Coded(np.ones(3, np.int32), codes, 16)])
+  with pytest.raises(ValueError, match=r'codebook \(5, 9\) must have'):
+    codec.encode([quantise.Coded(np.full(3, 3, np.int32), codes, 0, (5, 9))])
+  with pytest.raises(ValueError, match='no meaning with a codebook'):
+    codec.encode([quantise.Coded(np.ones(3, np.int32), codes, 2, (5, 9))])
   with pytest.raises(ValueError, match='at most 8 axes'):
     codec.encode([quantise.Coded(np.ones((1,) * 9, np.int32), codes)])
   with pytest.raises(ValueError, match='bytes of notes'):

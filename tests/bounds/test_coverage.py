@@ -1,216 +1,77 @@
 """How often bounds fail, simulated: seldom enough, and wrong forms too often.
 
-The quick form takes seconds; `pytest -m slow tests/bounds/test_coverage.py`
-repeats the main simulation at a larger size.
+The quick form takes seconds; `python -m bounds.coverage` is the full one.
 """
 
 import math
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from bounds import azuma
-from bounds import bernstein
-from bounds import betting
-from bounds import catoni
 from bounds import certificate
+from bounds import coverage
 from bounds import header
 from bounds import pac_bayes
 from bounds import smoothing
 from bounds import split
 from bounds import subsample
 
-DELTA = 0.1
+DELTA, SHARP, V = coverage.DELTA, coverage.SHARP, coverage.V
 # Four hundred runs at the nominal rate .1 exceed .15 once in a thousand times.
 CLOSE = 0.15
-SHARP = betting.Betting(DELTA, slacks=(0.0,))
-V = 16
-ALPHAS = (0.01, 0.05, 0.1, 0.25)
-
-
-class Runs(NamedTuple):
-  """Axes: R runs, H hypotheses, N symbols. Losses, risks and entropies."""
-
-  losses_RHN: np.ndarray
-  risk_RH: np.ndarray
-  lows_H: np.ndarray
-  highs_H: np.ndarray
-
-
-def markov(runs, count, models, *, rare, seed):
-  """A stream that adapts to its past, and hypotheses that mix in the truth.
-
-  The context is the last symbol and the regime, which changes with the number
-  of small symbols among all earlier ones. A planted rare symbol has probability
-  2 / count everywhere.
-  """
-  rng = np.random.default_rng(seed)
-  truth_CV = rng.dirichlet(np.full(V, 0.3), 2 * V)
-  if rare:
-    truth_CV[:, -1] = 0
-    truth_CV /= truth_CV.sum(1, keepdims=True)
-    truth_CV *= 1 - 2 / count
-    truth_CV[:, -1] = 2 / count
-  edge_CV = truth_CV.cumsum(1)
-  contexts_RN = np.empty((runs, count), np.int64)
-  symbols_RN = np.empty((runs, count), np.int64)
-  last, small = np.zeros(runs, np.int64), np.zeros(runs, np.int64)
-  for place in range(count):
-    context = last + V * (small // 5 % 2)
-    draw_R1 = rng.random((runs, 1))
-    last = np.minimum((draw_R1 > edge_CV[context]).sum(1), V - 1)
-    small += last < V // 2
-    contexts_RN[:, place], symbols_RN[:, place] = context, last
-  losses_RHN, risk_RH, ends = [], [], []
-  for model in range(models):
-    noise_CV = rng.dirichlet(np.full(V, 0.3), 2 * V)
-    guess_CV = 0.7 * truth_CV + 0.3 * noise_CV if model % 2 else noise_CV
-    if rare:  # No hypothesis expects the rare symbol.
-      guess_CV[:, -1] = 0
-      guess_CV /= guess_CV.sum(1, keepdims=True)
-    for alpha in ALPHAS:
-      loss_CV = smoothing.smoothed_losses(guess_CV, alpha, V)
-      risk_C = (truth_CV * loss_CV).sum(1)
-      losses_RHN.append(loss_CV[contexts_RN, symbols_RN])
-      risk_RH.append(risk_C[contexts_RN].mean(1))
-      ends.append(smoothing.interval(alpha, V))
-  lows_H, highs_H = np.array(ends).T
-  return Runs(
-    np.stack(losses_RHN, 1), np.stack(risk_RH, 1), lows_H, highs_H + 1e-9
-  )
-
-
-def rules(low, high):
-  """Every bound as a function of losses and bits."""
-  return {
-    'azuma': lambda x, k: azuma.Azuma(DELTA)(x, k, low=low, high=high),
-    'tokenwise': lambda x, k: azuma.TokenwiseAzuma(DELTA)(
-      x, k, lows_N=low, highs_N=high
-    ),
-    'catoni': lambda x, k: catoni.Catoni(DELTA)(x, k, low=low, high=high),
-    'bernstein': lambda x, k: bernstein.EmpiricalBernstein(DELTA)(
-      x, k, centres_N=bernstein.running_means(x, 3.0), reach=high
-    ),
-    'freedman': lambda x, k: bernstein.Freedman(DELTA, bernstein.RATES[::4])(
-      x, k, centres_N=2.0, reach=high
-    ),
-    'betting': lambda x, k: betting.Betting(DELTA, (0.0, 2.0, 8.0, 32.0))(
-      x, k, ceilings_N=high
-    ),
-  }
-
-
-def simulate(runs, count, models, *, rare):
-  """Share of runs in which any hypothesis is above its bound, and mean gaps."""
-  data = markov(runs, count, models, rare=rare, seed=int(rare))
-  hypotheses = data.losses_RHN.shape[1]
-  bits = math.log2(hypotheses)
-  failed, gaps = {}, {}
-  for h in range(hypotheses):
-    for name, rule in rules(data.lows_H[h], data.highs_H[h]).items():
-      value_R = np.array([rule(x, bits).value for x in data.losses_RHN[:, h]])
-      bad_R = value_R < data.risk_RH[:, h]
-      failed[name] = failed.get(name, np.zeros(runs, bool)) | bad_R
-      gaps.setdefault(name, []).append(value_R - data.risk_RH[:, h])
-  rates = {name: bad_R.mean() for name, bad_R in failed.items()}
-  return rates, {name: np.mean(gap) for name, gap in gaps.items()}
 
 
 @pytest.mark.parametrize('rare', [False, True])
 def test_all_hypotheses_of_an_adaptive_stream_are_covered(rare):
-  rates, gaps = simulate(40, 300, 3, rare=rare)
+  rates, gaps = coverage.simulate(40, 300, 3, rare=rare, seed=int(rare))
   assert max(rates.values()) <= 0.05
   assert gaps['betting'] < gaps['bernstein'] < gaps['azuma']
   assert gaps['betting'] < gaps['catoni']
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('rare', [False, True])
-def test_coverage_at_larger_size(rare):
-  rates, gaps = simulate(120, 800, 8, rare=rare)
-  print(f'rare={rare}: failures {rates}, gaps {gaps}')
-  assert max(rates.values()) <= 0.01
+def test_table_of_the_command_is_as_it_must_be():
+  found = list(coverage.cases(400, 800, 8))
+  for case in found:
+    print(case)
+    assert case.holds, case
+  gaps = {case.name.rpartition(' ')[2]: case.gap for case in found}
   assert gaps['betting'] < 0.5 * gaps['azuma']
 
 
-def plug_in(losses_N):
-  """The wrong bound that trusts the empirical variance."""
-  count = losses_N.shape[-1]
-  spread = losses_N.std(-1) * math.sqrt(2 * math.log(1 / DELTA) / count)
-  return losses_N.mean(-1) + spread
-
-
-def two_point(missing, count, runs, *, seed):
-  """Losses 1 or, with a probability that spares a run at `missing`, 9."""
-  share = 1 - missing ** (1 / count)
-  rng = np.random.default_rng(seed)
-  return 1 + 8.0 * (rng.random((runs, count)) < share), 1 + 8 * share
-
-
-def failures(values_R, risk):
-  return float((np.asarray(values_R) < risk).mean())
-
-
-def two_point_failures(rule, missing):
-  """Of 20,000 runs; the value depends only on how often a run has a 9."""
-  losses_RN, risk = two_point(missing, 150, 20_000, seed=3)
-  hits_R = (losses_RN > 1).sum(1)
-  _, first, index_R = np.unique(hits_R, return_index=True, return_inverse=True)
-  values = [rule(losses_RN[run], 0, ceilings_N=9.0).value for run in first]
-  return failures(np.array(values)[index_R], risk)
+def test_a_case_holds_only_where_it_must_lie():
+  assert coverage.Case('', 1, 0.09, 0.07, 0.1).holds
+  assert not coverage.Case('', 1, 0.11, 0.07, 0.1).holds
+  assert not coverage.Case('', 1, 0.0, 0.07, 0.1).holds
 
 
 @pytest.mark.parametrize(
   ('missing', 'low', 'high'), [(0.178, 0, 0), (0.107, 0, 0), (0.093, 0.07, 0.1)]
 )
 def test_sharp(missing, low, high):
-  # A run without a 9 has the bound 9 - 8 delta**(1/N), which is below the risk
-  # just if it is rarer than delta. So 3 % less cost would already be wrong.
-  assert low <= two_point_failures(SHARP, missing) <= high
+  assert low <= coverage.sharp(missing, 20_000) <= high
 
 
 def test_control_nats_for_bits_fails():
-  # ln 2 too small a cost, as with ln(1/delta) counted in the wrong unit.
-  wrong = betting.Betting(DELTA ** math.log(2), slacks=(0.0,))
-  assert two_point_failures(wrong, 0.178) > 0.16
+  assert coverage.without_units(0.178, 20_000) > 0.16
 
 
 def test_control_without_the_prior_fails():
-  # Hypothesis h of 64 expects everything but symbol h, of 64 alike.
-  runs, hypotheses = 400, 64
-  count = round(math.log(0.09) / math.log(1 - 1 / hypotheses))
-  rng = np.random.default_rng(0)
-  symbols_RN = rng.integers(hypotheses, size=(runs, count))
-  risk, failed = 1 + 8 / hypotheses, {0: 0, 6: 0}
-  for symbols_N in symbols_RN:
-    missing = np.setdiff1d(
-      np.arange(hypotheses), symbols_N, assume_unique=False
-    )
-    if not len(missing):
-      continue
-    losses_N = 1 + 8.0 * (symbols_N == missing[0])
-    for bits in failed:
-      failed[bits] += SHARP(losses_N, bits, ceilings_N=9.0).value < risk
-  assert failed[6] == 0
-  assert failed[0] / runs > 0.9
+  assert coverage.of_the_best(400, 6.0) == 0
+  assert coverage.of_the_best(400, 0.0) > 0.9
 
 
 def test_control_with_the_empirical_variance_fails():
-  losses_RN, risk = two_point(0.3, 150, 1000, seed=1)
-  assert failures(plug_in(losses_RN), risk) > 0.25
-  values = [SHARP(x, 0, ceilings_N=9.0).value for x in losses_RN[:400]]
-  assert failures(values, risk) <= CLOSE
+  right, wrong = coverage.of_a_rare_loss(400)
+  assert wrong > 0.25
+  assert right <= CLOSE
 
 
 def test_control_with_a_leaky_ceiling_fails():
-  rng = np.random.default_rng(0)
-  losses_RN = rng.gamma(0.8, 2.4, (400, 300)).clip(0, 11)
-  risk = rng.gamma(0.8, 2.4, 400_000).clip(0, 11).mean()
-  leaky = [SHARP(x, 0, ceilings_N=x + 3).value for x in losses_RN]
-  assert failures(leaky, risk) > 0.3
-  values = [SHARP(x, 0, ceilings_N=11.0).value for x in losses_RN]
-  assert failures(values, risk) <= CLOSE
+  right, wrong = coverage.of_a_leak(400)
+  assert wrong > 0.3
+  assert right <= CLOSE
 
 
 def test_ceilings_and_widths_may_follow_the_past():
@@ -234,16 +95,13 @@ def test_ceilings_and_widths_may_follow_the_past():
 
 
 def test_curve_is_sharp_at_all_times_at_once():
-  rng = np.random.default_rng(0)
-  losses_RN = rng.integers(0, 2, (1000, 2500)).astype(float)
-  rule = betting.Curve(DELTA, slacks=(0.0,))
-  # Twice the largest loss: small stakes, so little is lost by overshooting.
-  ever = [rule(x, 0, ceilings_N=10.0).min() < 0.5 for x in losses_RN]
-  assert 0.07 <= np.mean(ever) <= 0.12
+  assert 0.07 <= coverage.at_any_time(1000, 2500) <= 0.12
   # The control: a bound for one time, looked at all the time.
+  rng = np.random.default_rng(0)
+  losses_RN = rng.integers(0, 2, (300, 2500)).astype(float)
   times_N = np.arange(1, 2501)
   gap_N = np.sqrt(math.log(1 / DELTA) / (2 * times_N))
-  peeked_RN = losses_RN[:300].cumsum(1) / times_N + gap_N
+  peeked_RN = losses_RN.cumsum(1) / times_N + gap_N
   assert (peeked_RN[:, 10:] < 0.5).any(1).mean() > 0.13
 
 

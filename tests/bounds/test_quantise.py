@@ -65,9 +65,34 @@ def test_ternary_by_hand():
   assert rows.codes.shape == (64,)
 
 
+def test_codebook_is_that_of_lloyd_and_max():
+  # Seven levels with one at 0, of a normal density (Max 1960, table I).
+  weights = np.random.default_rng(0).standard_normal(30_000)
+  coded = quantise.Codebook(3, rounds=60)(weights)
+  levels = np.array(coded.levels) / 32 * quantise.scales(coded.codes)[0]
+  np.testing.assert_allclose(levels, [0.5606, 1.188, 2.033], rtol=0.03)
+  error = np.mean((coded.decode() - weights) ** 2)
+  assert error == pytest.approx(0.04400, rel=0.03)
+  assert set(np.unique(coded.symbols)) == set(range(-3, 4))
+
+
+def test_codebook_of_few_values_is_exact():
+  weights = np.array([0.0, 1.0, -1.0, 4.0, 4.0, -4.0, 0.0])
+  coded = quantise.Codebook(2)(weights)
+  np.testing.assert_allclose(coded.decode(), weights, rtol=2e-3)
+  assert not quantise.Codebook()(np.zeros((3, 4))).decode().any()
+  with pytest.raises(ValueError, match='size=17'):
+    quantise.Codebook(17)
+
+
 @pytest.mark.parametrize(
   'rule',
-  [quantise.Uniform(1.0, True), quantise.Deadzone(1.0), quantise.Ternary()],
+  [
+    quantise.Uniform(1.0, True),
+    quantise.Deadzone(1.0),
+    quantise.Ternary(),
+    quantise.Codebook(2),
+  ],
 )
 def test_zeros_scalars_and_vectors(rule):
   for tensor in (np.zeros((3, 4)), np.array(0.3), np.array([0.1, -2.0])):

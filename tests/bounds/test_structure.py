@@ -60,6 +60,41 @@ def test_random_base_never_changes():
   np.testing.assert_allclose(2 * base.ravel()[:4], expected, rtol=1e-6)
 
 
+def test_subspace_is_a_kronecker_product_from_the_seed():
+  kind = structure.Subspace(rank=2, seed=3, share=0.4)
+  lora = structure.LowRankOnRandom(rank=2, seed=3)
+  shapes = kind.shapes(SHAPES)
+  middle = RNG.standard_normal(shapes['subspace']).astype(np.float32)
+  # Three matrices of 8 x 12 have 3 x 2 x (8 + 12) numbers in factors of rank 2.
+  assert middle.size == pytest.approx(0.4 * 120, rel=0.25)
+  free = {x: PARAMS[x] for x in shapes if x != 'subspace'}
+  params = kind.expand(free | {'subspace': middle}, SHAPES)
+  assert {x: array.shape for x, array in params.items()} == SHAPES
+  left, right = kind._bases(120, middle.shape)
+  for basis in (left, right):
+    one = np.eye(basis.shape[1])
+    np.testing.assert_allclose(basis.T @ basis, one, atol=1e-5)
+  vector = np.kron(left, right) @ middle.ravel()
+  factors, start = dict(free), 0
+  for name in sorted(lora.shapes(SHAPES).keys() - SHAPES.keys()):
+    shape = lora.shapes(SHAPES)[name]
+    stop = start + shape[0] * shape[1]
+    factors[name] = vector[start:stop].reshape(shape)
+    start = stop
+  for name, array in lora.expand(factors, SHAPES).items():
+    np.testing.assert_allclose(params[name], array, atol=1e-5)
+
+
+def test_subspace_of_everything_is_low_rank_on_random():
+  whole = structure.Subspace(rank=3, share=1.0)
+  lora = structure.LowRankOnRandom(rank=3)
+  expected = lora.expand(lora.shrink(PARAMS), SHAPES)
+  free = whole.shrink(PARAMS)
+  assert {x: y.shape for x, y in free.items()} == whole.shapes(SHAPES)
+  for name, array in whole.expand(free, SHAPES).items():
+    np.testing.assert_allclose(array, expected[name], atol=1e-4)
+
+
 @pytest.mark.parametrize('text', ['monarch', 'lora:x', 'shared:0', 'lora:-1'])
 def test_unknown_names_are_refused(text):
   with pytest.raises(ValueError, match='structure'):
@@ -69,4 +104,5 @@ def test_unknown_names_are_refused(text):
 def test_names():
   assert structure.parse('none') == structure.PLAIN
   assert structure.parse('shared:2') == structure.Shared(2)
+  assert structure.parse('sublora:8') == structure.Subspace(8)
   assert structure.parse('lora:8') == structure.LowRankOnRandom(8)

@@ -8,12 +8,15 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from bounds import codec
 from configs import base
 from configs import restore
 from configs import sweep
+from models import masks
+from tests import tiny_runs
 from tests.commands import running
 
 READING = ('--window=32', '--stride=16')
@@ -172,6 +175,14 @@ def test_claim_that_the_file_does_not_support(mine, run):
   assert_refused(verify(run, mine), 'claims nan', 'supports')
 
 
+def test_certificate_of_another_file(mine, run):
+  claim = json.loads((mine / 'certificate.json').read_text())
+  change(mine, file=claim['file'] | {'sha256': '0' * 64})
+  assert_refused(verify(run, mine), 'another file', 'SHA-256')
+  change(mine, file=None)
+  assert_refused(verify(run, mine), 'no certificate')
+
+
 @pytest.mark.parametrize('most', ['many', 0, 2.5])
 def test_stream_of_impossible_length(mine, run, most):
   claim = json.loads((mine / 'certificate.json').read_text())
@@ -186,6 +197,8 @@ def test_stream_of_impossible_length(mine, run, most):
     (('--alphabet=klingon',), ('--alphabet=klingon', 'ascii')),
     (('--bits=9',), ('--bits=9',)),
     (('--stream=nowhere',), ('--stream=nowhere',)),
+    (('--held_out=nowhere',), ('--held_out=nowhere',)),
+    (('--minutes=-1',), ('--minutes=-1', 'above 0')),
     (('--stride=99',), ('stride=99',)),
     (('--config=configs/demo.py',), ('either --checkpoint',)),
   ],
@@ -219,6 +232,31 @@ def test_training_on_the_certificate_and_another_stream(
   assert verify(run, tmp_path / 'c').code == 0
 
 
+def test_windows_are_long_where_attention_is_local():
+  module, own = running.load('bounds/__main__')
+  running.parse(own)
+  model = tiny_runs.MODEL
+  local = model.clone(masks=(masks.Causal(window=4),))
+  assert module._reading(model) == (2048, 1536)
+  assert module._reading(local) == (61440, 49152)
+  assert module._reading(local.clone(max_length=4096)) == (2048, 1638)
+  running.parse(own, '--window=100', '--stride=7')
+  assert module._reading(local) == (100, 7)
+
+
+def test_random_bytes_cost_at_least_eight_bits(run, finished, tmp_path):
+  noise = np.random.default_rng(0).integers(256, size=3000).astype(np.uint8)
+  (tmp_path / 'noise').write_bytes(noise.tobytes())
+  result = run(
+    'bounds/__main__', f'--checkpoint={finished}', f'--out={tmp_path}/c',
+    f'--stream={tmp_path}/noise', '--held_out=', *READING,
+  )  # fmt: skip
+  assert result.code == 0, result.err
+  claim = json.loads((tmp_path / 'c' / 'certificate.json').read_text())
+  assert claim['bits_per_byte'] >= 8
+  assert 'VACUOUS' in result.out
+
+
 def test_ids_without_a_map_to_bytes(finished):
   module, _ = running.load('bounds/__main__')
   config = restore.restore(finished).config
@@ -232,13 +270,14 @@ def test_ids_without_a_map_to_bytes(finished):
 def test_kgram_certificate_on_the_same_texts(run, folder, tmp_path):
   arguments = (
     f'--stream={folder}/texts/*.txt', '--order=0,1', '--least=1,2',
-    f'--out={tmp_path}',
+    f'--out={tmp_path}', f'--held_out={folder}/texts/1.txt',
   )  # fmt: skip
   result = run('bounds/kgram', *arguments)
   assert result.code == 0, result.err
   assert result.out.count('bits per byte certified') == 4
   claim = json.loads((tmp_path / 'kgram.json').read_text())
   assert claim['file']['bytes'] == (tmp_path / 'kgram.pk').stat().st_size
+  assert 0 < claim['held_out']['bits_per_byte'] < 20
   # Four words: one context says nearly all, so order 1 beats order 0.
   assert claim['counts']['order'] == 1
   names = ('kgram.pk', 'kgram.json')
@@ -251,21 +290,63 @@ def test_kgram_certificate_on_the_same_texts(run, folder, tmp_path):
   )  # fmt: skip
 
 
-def test_sweep_over_bits_networks_and_prefixes(run, finished, tmp_path):
-  result = run(
-    'bounds/__main__', f'--checkpoint={finished},{finished}', '--sweep',
-    f'--out={tmp_path}', *READING,
+def test_sweep_over_bits_and_prefixes_goes_on(
+  run, finished, tmp_path, monkeypatch
+):
+  module, _ = running.load('bounds/__main__')
+  monkeypatch.setattr(module.sweep, 'BITS', (1.0, 4.0))
+  arguments = (
+    f'--checkpoint={finished},{finished}', '--sweep', f'--out={tmp_path}',
+    *READING,
   )  # fmt: skip
+  result = run('bounds/__main__', *arguments)
   assert result.code == 0, result.err
-  rows = json.loads((tmp_path / 'sweep.json').read_text())
-  assert len(rows) == 2 * len(sweep.BITS) * len(sweep.SHARES)
-  half = len(rows) // 2
-  assert rows[:half] == rows[half:]
-  sizes = [row['file_bytes'] for row in rows[:half:4]]
-  assert sizes == sorted(sizes)
+  files = json.loads((tmp_path / 'sweep.json').read_text())['files']
+  rows = [row for several in files.values() for row in several]
+  assert len(rows) == 2 * len(sweep.SHARES)
+  assert rows[0]['file_bytes'] < rows[-1]['file_bytes']
   for row in rows:
     assert row['risk'] < row['betting'] < row['azuma']
+    assert 0 < row['held_out'] < 20
   assert (tmp_path / 'sweep.md').read_text().count('\n') == len(rows) + 2
+  for name in ('bits', 'size', 'stream'):
+    assert (tmp_path / f'{name}.svg').read_text().startswith('<svg')
+  # The last file has a certificate of its own, for which the row speaks.
+  name = list(files)[-1]
+  names = (f'{name}.pw', f'{name}.json')
+  assert verify(run, tmp_path, names=names).code == 0
+  claim = json.loads((tmp_path / names[1]).read_text())
+  assert claim['bound']['value'] == pytest.approx(rows[-1]['betting'])
+  # What was made is not made again, and other settings are not mixed in.
+  stored = json.loads((tmp_path / 'sweep.json').read_text())
+  del stored['files'][name]
+  (tmp_path / 'sweep.json').write_text(json.dumps(stored))
+  again = run('bounds/__main__', *arguments)
+  assert again.out.count('bits per byte certified') == 1
+  assert json.loads((tmp_path / 'sweep.json').read_text())['files'] == files
+  other = run('bounds/__main__', *arguments, '--delta=0.1')
+  assert 'sweep of other settings' in other.err
+
+
+@pytest.mark.slow
+def test_sweep_over_structures_at_one_file_size(
+  run, folder, tmp_path, monkeypatch
+):
+  module, _ = running.load('bounds/__main__')
+  kinds = module.equal_size.KINDS
+  monkeypatch.setattr(module.equal_size, 'KINDS', kinds[:1] + kinds[4:7:2])
+  result = run(
+    'bounds/__main__', f'--config={folder}/good.py', '--sweep', '--minutes=0.1',
+    '--bits=3', f'--out={tmp_path}', *READING,
+  )  # fmt: skip
+  assert result.code == 0, result.err
+  files = json.loads((tmp_path / 'sweep.json').read_text())['files']
+  sizes = [rows[-1]['file_bytes'] for rows in files.values()]
+  assert len(sizes) == 3
+  assert max(sizes) < 1.1 * min(sizes)
+
+
+def test_several_checkpoints_are_for_a_sweep(run, finished, tmp_path):
   alone = run(
     'bounds/__main__', f'--checkpoint={finished},{finished}',
     f'--out={tmp_path}', *READING,

@@ -1,7 +1,6 @@
 """Scores of symbols against a softmax in float64, one document at a time."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,16 +9,14 @@ from evals import symbol_scores
 from models import forward
 from models import lm
 from models import masks
+from tests.models import small_lm
 
 MODEL = lm.ByteLM(
   width=16, layers=1, heads=2, key_value_heads=1, hidden=16,
   masks=(masks.Causal(window=8),),
 )  # fmt: skip
 APPLY = forward.pure(MODEL)
-PARAMS = jax.tree.map(
-  lambda x: 3 * x,
-  MODEL.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))['params'],
-)
+PARAMS = small_lm.draw(MODEL)
 RUN = jax.jit(APPLY)
 RNG = np.random.default_rng(0)
 TEXTS = [
@@ -41,7 +38,7 @@ def brute(text, start, stop):
   """float64 class probabilities after ids[start:stop] of BOS and bytes."""
   ids = np.concatenate([[1], text.astype(np.int32) + 4])[start:stop]
   row = np.pad(ids, (0, 16 - len(ids)))[None]
-  logits_BTV = RUN(PARAMS, row, jnp.ones((1, 16), jnp.int32))
+  logits_BTV = RUN(PARAMS, row, np.ones((1, 16), np.int32))
   logits = np.asarray(logits_BTV, np.float64)[0, len(ids) - 1]
   p = np.exp(logits[[*range(4, 260), 2]])
   p_C = np.bincount(KIND.class_of, p)
@@ -55,7 +52,7 @@ def test_probability_entropy_and_rank():
     for index in range(len(text) + 1):
       stop = index + 1
       # The window a symbol is first read in: it ends at 16, 24, 32, ...
-      end = min(16 if stop <= 16 else -(-stop // 8) * 8, len(text) + 1)
+      end = 16 if stop <= 16 else -(-stop // 8) * 8
       p_C = brute(text, max(end - 16, 0), stop)
       true = KIND.class_of[text[index] if index < len(text) else alphabet.END]
       assert found.probability_N[place] == pytest.approx(p_C[true], rel=1e-4)
@@ -87,17 +84,26 @@ def test_later_bytes_change_no_bit_of_earlier_scores():
     assert (one[20:30] != other[20:30]).any()
 
 
+def test_the_end_of_a_document_changes_nothing_before_it():
+  # 17 to 37 symbols: the last window ends at each of its places in turn.
+  whole = scored(TEXTS[:1])
+  for size in range(16, len(TEXTS[0])):
+    cut = scored([TEXTS[0][:size]])
+    for one, other in zip(cut, whole, strict=True):
+      np.testing.assert_allclose(one[:size], other[:size], rtol=1e-5)
+
+
 def test_gradient_measure_agrees_with_scores():
   ids_BT = np.concatenate([[1], TEXTS[0].astype(np.int32) + 4])[None, :16]
   targets_BT = TEXTS[0].astype(np.int32)[None, :16] + 4
-  documents_BT = jnp.ones((1, 16), jnp.int32)
-  logits_BTV = APPLY(PARAMS, ids_BT, documents_BT)
-  measure = symbol_scores.measure(KIND.classes)
-  p_BT, entropy_BT = measure(logits_BTV, targets_BT)
+  documents_BT = np.ones((1, 16), np.int32)
+  logits_BTV = RUN(PARAMS, ids_BT, documents_BT)
+  measure = jax.jit(symbol_scores.measure(KIND.classes))
+  p_BT, entropy_BT = jax.device_get(measure(logits_BTV, targets_BT))
   found = scored(TEXTS)
   np.testing.assert_allclose(p_BT[0], found.probability_N[:16], rtol=1e-4)
   np.testing.assert_allclose(entropy_BT[0], found.entropy_N[:16], rtol=1e-4)
-  end_BT = jnp.full((1, 16), 2)
+  end_BT = np.full((1, 16), 2, np.int32)
   end = measure(logits_BTV, end_BT)[0]
   probability = symbol_scores.score(
     APPLY, PARAMS, ids_BT, documents_BT,

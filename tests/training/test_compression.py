@@ -112,11 +112,55 @@ def test_training_lowers_the_bound_and_price_the_bits():
     return np.mean([float(VALUE(latent, x)[0]) for x in batches])
 
   begin = compression.start(PARAMS, step=0.5)
-  end = run(begin, itertools.cycle(batches))
+  end = run(begin, itertools.cycle(batches)).latent
   assert bound(end) < bound(begin) - 0.2
   dear = functools.partial(VALUE, setting=SETTING._replace(price=1000.0))
-  small = run(begin, itertools.cycle(batches), value=dear)
+  small = run(begin, itertools.cycle(batches), value=dear).latent
   assert compression.total_bits(small) < 0.7 * compression.total_bits(end)
+  target = 0.8 * float(compression.total_bits(end))
+  held = functools.partial(VALUE, setting=SETTING._replace(target_bits=target))
+  found = run(begin, itertools.cycle(batches), value=held)
+  assert float(found.values.bits) == pytest.approx(target, rel=0.04)
+
+
+def test_worth_of_an_error_is_that_of_the_second_derivative():
+  # At the truth the empirical Fisher information is the Hessian, whose
+  # diagonal for a softmax is p (1 - p), times how often its row is met.
+  params = {'w': jnp.log(jnp.asarray(TRUTH + 1e-3, jnp.float32))}
+
+  def value(latent, data):
+    p_BT, _ = measure(latent.weights['w'][data['ids']], data['targets'])
+    bits = -jnp.log2(p_BT).mean()
+    return bits, compression.Values(bits, bits, bits, jnp.float32(5.0))
+
+  batches = [batch(seed) for seed in range(30)]
+  trained = compression.train(
+    compression.start(params, step=0.3), itertools.cycle(batches),
+    value=value, learning_rate=0.0, steps=120,
+  )  # fmt: skip
+  found = compression.worth(trained, 20_000)['w']
+  curvature = TRUTH * (1 - TRUTH) / CLASSES / math.log(2)
+  step = quantise.scales(compression.symbols(trained.latent).codes['w'])[0]
+  expected = curvature / 2 * step**2 * 20_000 / (5 * math.log(2))
+  assert found.sum() == pytest.approx(expected.sum(), rel=0.3)
+  assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.8
+
+
+def test_divergence_is_named():
+  bad = compression.start({'w': jnp.full(2, jnp.nan)}, step=0.5)
+
+  def value(latent, data):
+    del data
+    bits = latent.weights['w'].sum()
+    return bits, compression.Values(bits, bits, bits, bits)
+
+  with pytest.raises(FloatingPointError, match='after 1 steps'):
+    compression.train(
+      bad, itertools.cycle([batch(0)]), value=value, learning_rate=1e-3,
+      steps=1,
+    )  # fmt: skip
+  with pytest.raises(ValueError, match='some weights are NaN'):
+    compression.symbols(bad)
 
 
 def test_time_is_given_once():
