@@ -14,12 +14,15 @@ from bench import long
 from bench import peaks
 from bench import samplers
 from bench import shapes
+from bench import structures
 from bench import training
 from configs import base
 from configs import command
 from training import host
 
-_PARTS = ('training', 'decoding', 'byte_latent', 'samplers', 'long')
+_PARTS = (
+  'training', 'decoding', 'byte_latent', 'samplers', 'long', 'structures',
+)  # fmt: skip
 _ONLY = flags.DEFINE_list('only', list(_PARTS), 'What to measure.')
 flags.register_validator(
   'only',
@@ -89,6 +92,14 @@ def _report() -> None:
     _table(samplers.overhead(cases[:2], _ROUNDS.value, new_bytes))
   if 'long' in _ONLY.value:
     _long(long.QUICK if quick else long.FULL)
+  if 'structures' in _ONLY.value:
+    print(
+      'Forward and backward pass of square linear layers, float32. The floor:'
+      ' their\nmultiply-adds at the matmul peak, or what must be moved through'
+      ' memory.\n'
+    )
+    sizes = structures.QUICK if quick else structures.FULL
+    _table(structures.rows(sizes, _ROUNDS.value, flops, memory))
 
 
 def _long(sizes: long.Sizes) -> None:

@@ -3,7 +3,8 @@
 python -m bench.diversity --checkpoint=runs/demo
 
 Every rule at the knob where it risks as much as the others, on a model and the
-lines of a corpus; see evals.diversity.
+lines of a corpus; see evals.diversity. With --samples=64 --judge=runs/hour also
+what the rules' texts are worth, by themselves and to a larger model.
 """
 
 import html
@@ -16,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from bench import quality
+from bench import tables
 from configs import command
 from configs import output_layer
 from configs import restore
@@ -69,6 +72,22 @@ def define_flags(
       'BAT looks at so many of the most probable ids; 0: none.',
       flag_values=own,
     ),
+    'samples': flags.DEFINE_integer(
+      'samples',
+      0,
+      'Texts to draw by every rule; 0: none.',
+      lower_bound=0,
+      flag_values=own,
+    ),
+    'sample_bytes': flags.DEFINE_integer(
+      'sample_bytes', 256, 'Of each text.', lower_bound=1, flag_values=own
+    ),
+    'judge': flags.DEFINE_string(
+      'judge',
+      None,
+      'Run directory of a larger model, which scores these texts.',
+      flag_values=own,
+    ),
   }
 
 
@@ -95,7 +114,7 @@ def logits(run: restore.Run, contexts: Sequence[np.ndarray]) -> np.ndarray:
     part = contexts[start : start + _BATCH]
     ids_BT = np.full((_BATCH, longest), codec.PADDING, np.int32)
     lengths_B = np.ones(_BATCH, np.int32)
-    ids_BT[:, 0] = codec.BOS
+    ids_BT[:, 0] = run.config.data.codec.bos
     for row, ids in enumerate(part):
       ids_BT[row, 1 : 1 + len(ids)] = ids
       lengths_B[row] += len(ids)
@@ -187,6 +206,9 @@ def report(values: Mapping[str, flags.FlagHolder]) -> None:
   run = restore.restore(checkpoint)
   run.config.data.prepare()
   documents = run.config.data.open(values['split'].value)
+  samples = values['samples'].value
+  judge = quality.read_judge(values['judge'].value, run, samples)
+  begun = quality.cut(documents, samples, values['sample_bytes'].value)
   trie = support_trie.Trie(depth=values['depth'].value)
   nodes = trie.nodes(documents, run.config.data.codec)
   found, best_N = measure(
@@ -205,11 +227,14 @@ def report(values: Mapping[str, flags.FlagHolder]) -> None:
       for name, row in matches.items()
     },
   }
-  out.write_text(json.dumps(facts, indent=2) + '\n', 'utf-8')
   picture = out.with_suffix('.svg')
   picture.write_text(plot(found, best_N), 'utf-8')
   print(f'{len(nodes)} contexts of split {values["split"].value!r}\n')
   print(markdown(matches))
+  if begun is not None:
+    facts['samples'] = list(quality.rows(run, judge, begun, matches))
+    print(f'\n{tables.markdown(facts["samples"])}', end='')
+  out.write_text(json.dumps(facts, indent=2) + '\n', 'utf-8')
   print(f'\nreport: {out}, {picture}')
 
 

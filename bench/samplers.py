@@ -36,12 +36,16 @@ _RULES = {
   'eta': 'eta(3e-4)',
   'top-h of 100': 'top_h_of_100(0.4)',
   'repetition': 'repetition(1.2)',
+  'bias': 'bias(10:-2 97-122:0.5)',
+  'deny': 'deny(0-3)',
+  'min length': 'min_length(500, ids=2)',
   # No counterpart.
   'top-h': 'top_h(0.4)',
   'top-n-sigma': 'top_n_sigma(1)',
   'xtc': 'xtc(0.5)',
   'mirostat': 'mirostat(5)',
   'frequency': 'frequency(0.5)',
+  'presence': 'presence(0.5)',
   'dry': 'dry(0.8)',
 }
 
@@ -105,7 +109,7 @@ class Argmax:
 def overhead(
   cases: tuple[shapes.Shape, ...], rounds: int, new_bytes: int
 ) -> Iterator[dict[str, object]]:
-  """What the whole chain adds to the decode step of byte models."""
+  """What the whole chain, and BAT, add to the decode step of byte models."""
   for shape in cases:
     model, params = shapes.ours(shape)
 
@@ -133,19 +137,26 @@ def overhead(
       )
       jax.block_until_ready(state.ids_BN)
 
+    rules = bat.attach(
+      chain.parse('bat(eta=3e-4)').rules,
+      lambda params=params: np.asarray(params['head']['kernel']).T,
+    )
     seconds = timing.interleaved(
       {
         'plain': functools.partial(run, Argmax()),
         'chain': functools.partial(run, chain.parse(CHAIN)),
+        'bat': functools.partial(run, chain.Chain(rules)),
       },
       rounds,
     )
-    plain, whole = (timing.spread(seconds[k]).median for k in seconds)
+    plain, whole, proved = (timing.spread(seconds[k]).median for k in seconds)
     yield {
       'model': f'width {shape.width} x {shape.layers}, batch {BATCH}',
       'step with argmax, ms': f'{1e3 * plain / new_bytes:.3f}',
       'with the chain, ms': f'{1e3 * whole / new_bytes:.3f}',
       'share of the chain': f'{1 - plain / whole:.0%}',
+      'with BAT, ms': f'{1e3 * proved / new_bytes:.3f}',
+      'share of BAT': f'{1 - plain / proved:.0%}',
     }
 
 
@@ -211,6 +222,11 @@ def _theirs(
     'eta': warpers.EtaLogitsWarper(3e-4),
     'top-h of 100': warpers.TopHLogitsWarper(0.4),
     'repetition': warpers.RepetitionPenaltyLogitsProcessor(1.2),
+    'bias': warpers.SequenceBiasLogitsProcessor(
+      {(10,): -2.0} | {(i,): 0.5 for i in range(97, 123)}
+    ),
+    'deny': warpers.SuppressTokensLogitsProcessor(list(range(4))),
+    'min length': warpers.MinLengthLogitsProcessor(500, 2),
   }
   in_chain = [rules[n] for n in ('temperature', 'top-k', 'top-p', 'min-p')]
 

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 
 from configs import restore
-from data import codec
 from data import text
 from evals import bits_per_byte
 from evals import noise
@@ -99,7 +98,7 @@ def decode_speed(
   """Bytes per second of samplers.loop for one row, once compiled; median."""
   model, sampler = run.config.model, run.config.sampler
   prompt = documents[0][:_PROMPT_BYTES]
-  ids = [codec.BOS, *documents.codec.encode(prompt)]
+  ids = [documents.codec.bos, *documents.codec.encode(prompt)]
   count = max(round(new_bytes / documents.bytes_per_id), 1)
   step = forward.step(model)
   speeds = []

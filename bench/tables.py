@@ -163,7 +163,7 @@ def _mean_spread(runs: list[dict[str, Any]], key: str, unit: str = '') -> str:
   return f' +- {value:.0%}' if unit == '%' else f' +- {value:.3f}'
 
 
-def markdown(rows: Sequence[dict[str, str]]) -> str:
+def markdown(rows: Sequence[dict[str, object]]) -> str:
   """A table; the keys of the first row are its head."""
   lines = [list(rows[0]), ['---'] * len(rows[0]), *(r.values() for r in rows)]
-  return ''.join(f'| {" | ".join(line)} |\n' for line in lines)
+  return ''.join(f'| {" | ".join(map(str, line))} |\n' for line in lines)

@@ -59,12 +59,23 @@ def test_every_rule_is_in_the_table_and_the_plot(run):
   assert all(f'>{name}</text>' in picture for name in names)
 
 
+@pytest.mark.slow
+def test_samples_of_every_rule_that_draws(run, monkeypatch):
+  monkeypatch.setattr(diversity.quality, 'PROMPT_BYTES', 8)
+  out, text = run(risks=['3'], bat_ids=3, samples=1, sample_bytes=2)
+  report = json.loads(out.read_text())
+  names = {row['rule'] for row in report['samples']}
+  assert names == {'the split itself', *report['rules']} - {'adaptive'}
+  assert '| top_h | 3 |' in text
+
+
 @pytest.mark.parametrize(
   'values, words',
   [
     ({'risks': ['1', 'x']}, '--risks=1,x must be numbers above 0'),
     ({'risks': ['0']}, '--risks=0 must be numbers above 0'),
     ({'checkpoint': None}, '--checkpoint is missing'),
+    ({'judge': 'runs/x'}, '--judge=runs/x has nothing to score'),
   ],
 )
 def test_bad_flags_are_named(run, values, words):

@@ -1,0 +1,218 @@
+"""What other models score on a config's events, on the same splits and labels.
+
+python -m bench.event_peers --config=configs/events_card.py --out=runs/peers
+python -m bench.event_peers --config=... --set data.users=2000 \\
+  --peers=prior,trees,stacked --revealed
+
+Writes peers.json, peers.svg and a file of test probabilities per peer to --out;
+a peer that is there, of the same events, is not trained again. `python -m
+evals.events score` writes the file of a run for --probabilities. Every peer
+sees what a model sees: the past of an event, with --revealed its labels, and
+the event's other columns.
+"""
+
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from absl import app
+from absl import flags
+
+from bench import event_gru
+from bench import event_plot
+from bench import event_trees
+from configs import base
+from evals import event_ceilings
+from evals import event_metrics
+
+PEERS = {
+  'prior': event_trees.Prior(),
+  'logistic': event_trees.Logistic(),
+  'trees_of_rows': event_trees.Trees(lags=False),
+  'trees': event_trees.Trees(),
+  'stacked': event_trees.Stacked(),
+  'gru': event_gru.Gru(),
+}
+CEILING = 'exact filter'
+_COLUMNS = (
+  'auc', 'average_precision', 'recall_at_fpr_0.1%', 'recall_at_fpr_1%', 'f1',
+  'log_loss', 'ece',
+)  # fmt: skip
+
+_CONFIG = flags.DEFINE_string('config', None, 'Experiment with events as data.')
+_SET = flags.DEFINE_multi_string('set', [], 'path=value in that experiment.')
+_PEERS = flags.DEFINE_list('peers', list(PEERS), f'Some of {list(PEERS)}.')
+_OUT = flags.DEFINE_string('out', None, 'Directory for what is made.')
+_REVEALED = flags.DEFINE_bool('revealed', False, 'Show the labels of the past.')
+_PROBABILITIES = flags.DEFINE_list(
+  'probabilities', [],
+  'name=FILE.npy of other models: one probability per scored test event.',
+)  # fmt: skip
+_POSITIVE = flags.DEFINE_list(
+  'positive', [], 'Values of the label to tell from the others; else the last.'
+)
+_FRESH = flags.DEFINE_integer(
+  'fresh_users', 0, 'Train on so many users beyond the splits of a stream.'
+)
+_REPLICATES = flags.DEFINE_integer('replicates', 200, 'Of the bootstrap.')
+
+
+class Splits:
+  """The three splits of a source, with the ceiling where it is known.
+
+  positive: as in event_features.labels. fresh_users: of a synthetic stream, to
+    train on instead of its train split.
+  """
+
+  def __init__(
+    self,
+    source: Any,
+    *,
+    revealed: bool,
+    positive: Sequence[str] = (),
+    fresh_users: int = 0,
+  ) -> None:
+    self.revealed = revealed
+    corpora = [source.open(s) for s in ('train', 'validation', 'test')]
+    if fresh_users:
+      corpora[0] = source.fresh(0, fresh_users)
+    self.train, self.validation, self.test = (
+      event_trees.Split.of(corpus, positive) for corpus in corpora
+    )
+    self._positive = positive
+    # What the scores of a peer depend on.
+    content = corpora[2].metadata['content_sha256']
+    self.identity = [content, revealed, list(positive), fresh_users]
+
+  def ceiling(self) -> np.ndarray | None:
+    """The exact filter's probabilities of all test events."""
+    corpus = self.test.corpus
+    found = event_ceilings.exact(
+      corpus, corpus.num_events, revealed=self.revealed
+    )
+    if found is None:
+      return None
+    words = corpus.tokenizer.label.code.words
+    members_K = np.isin(words, self._positive or words[-1:])
+    return found.p_EK[:, members_K].sum(1)
+
+  def scores(
+    self,
+    probability_E: np.ndarray,
+    threshold: float,
+    ceiling_E: np.ndarray | None,
+  ) -> event_metrics.Scores:
+    """Scores of test probabilities of all events."""
+    test, used_E = self.test, self.test.used_E
+    counts_N = np.diff(test.corpus.offsets_N1)
+    entity_E = np.repeat(np.arange(len(counts_N)), counts_N)
+    return event_metrics.Scores(
+      probability_E[used_E],
+      test.label_E[used_E],
+      entity_E[used_E],
+      threshold,
+      None if ceiling_E is None else ceiling_E[used_E],
+    )
+
+  def threshold(self, predict: Callable[..., np.ndarray]) -> float:
+    """That of the highest F1 on the validation split."""
+    used_E = self.validation.used_E
+    return event_metrics.best_threshold(
+      predict(self.validation)[used_E], self.validation.label_E[used_E]
+    )
+
+
+def run(
+  splits: Splits,
+  peers: Sequence[str],
+  folder: pathlib.Path,
+  replicates: int,
+) -> dict[str, dict[str, float]]:
+  """Scores of every peer, from files where they are there."""
+  folder.mkdir(parents=True, exist_ok=True)
+  ceiling_E = splits.ceiling()
+  report = {}
+  if ceiling_E is not None:
+    scores = splits.scores(ceiling_E, 0.5, None)
+    report[CEILING] = scores.report(replicates)
+    np.save(folder / f'{CEILING}.npy', ceiling_E)
+  for name in peers:
+    path, facts = folder / f'{name}.npy', folder / f'{name}.json'
+    if not _is_kept(facts, splits.identity):
+      began = time.monotonic()
+      predict = PEERS[name].fit(
+        splits.train, splits.validation, revealed=splits.revealed
+      )
+      trained = time.monotonic()
+      threshold = splits.threshold(predict)
+      scored = time.monotonic()
+      np.save(path, predict(splits.test))
+      events = len(splits.test.label_E)
+      stored = {
+        'identity': splits.identity,
+        'threshold': threshold,
+        'training_seconds': trained - began,
+        'scored_events_per_second': events / (time.monotonic() - scored),
+      }
+      facts.write_text(json.dumps(stored), 'utf-8')
+    stored = json.loads(facts.read_text('utf-8'))
+    scores = splits.scores(np.load(path), stored['threshold'], ceiling_E)
+    del stored['identity']
+    report[name] = stored | scores.report(replicates)
+    print(f'{name}: {report[name]["average_precision"]:.4f}', file=sys.stderr)
+  return report
+
+
+def _is_kept(facts: pathlib.Path, identity: list[Any]) -> bool:
+  """Whether a peer was scored on the same events; facts are written last."""
+  if not facts.exists():
+    return False
+  return json.loads(facts.read_text('utf-8')).get('identity') == identity
+
+
+def table(report: dict[str, dict[str, float]]) -> str:
+  """The scores as Markdown, each with its entity-bootstrap error."""
+  lines = ['| model | ' + ' | '.join(_COLUMNS) + ' |', '|---' * 8 + '|']
+  for name, scores in report.items():
+    cells = [f'{scores[c]:.4f} +- {scores[f"{c}_stderr"]:.4f}'
+             for c in _COLUMNS]  # fmt: skip
+    lines.append(f'| {name} | ' + ' | '.join(cells) + ' |')
+  return '\n'.join(lines) + '\n'
+
+
+def main(arguments: Sequence[str]) -> None:
+  """Trains and scores; prints the table."""
+  if len(arguments) > 1:
+    raise app.UsageError(f'unexpected {arguments[1]!r}; use --peers=...')
+  unknown = set(_PEERS.value) - set(PEERS)
+  if unknown:
+    raise app.UsageError(f'--peers={sorted(unknown)}; choose of {list(PEERS)}')
+  config = base.override(base.load(_CONFIG.value), _SET.value)
+  splits = Splits(
+    config.data,
+    revealed=_REVEALED.value,
+    positive=_POSITIVE.value,
+    fresh_users=_FRESH.value,
+  )
+  folder = pathlib.Path(_OUT.value).expanduser()
+  report = run(splits, _PEERS.value, folder, _REPLICATES.value)
+  for entry in _PROBABILITIES.value:
+    name, _, path = entry.partition('=')
+    probability_E = np.full(len(splits.test.label_E), np.nan)
+    probability_E[splits.test.used_E] = np.load(path)
+    scores = splits.scores(probability_E, 0.5, splits.ceiling())
+    report[name] = scores.report(_REPLICATES.value)
+  text = json.dumps(report, indent=2)
+  (folder / 'peers.json').write_text(text, 'utf-8')
+  picture = event_plot.draw(report, 'average_precision')
+  (folder / 'peers.svg').write_text(picture, 'utf-8')
+  print(table(report))
+
+
+if __name__ == '__main__':
+  flags.mark_flags_as_required(['config', 'out'])
+  app.run(main)

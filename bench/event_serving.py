@@ -1,0 +1,130 @@
+"""What an event costs once a model is in service, early and late in a history.
+
+python -m bench.event_serving
+python -m bench.event_serving --checkpoint=runs/events_card
+"""
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+
+from configs import command
+from configs import events_card
+from configs import fitting
+from configs import restore
+from data import event_corpus
+from data import event_source
+from evals import event_futures
+from evals import event_scores
+from models import event_lm
+from models import forward
+from training import host
+
+_CHECKPOINT = flags.DEFINE_string(
+  'checkpoint', None, 'Run directory; an untrained configs/events_card.py if'
+  ' not given.',
+)  # fmt: skip
+_ENTITIES = flags.DEFINE_integer('entities', 64, 'In service at a time.')
+_LAST = flags.DEFINE_integer('last', 10_000, 'Events of the longest history.')
+_TIMED = 30
+
+
+class Served(NamedTuple):
+  """A model, its parameters, and events of many entities."""
+
+  model: event_lm.EventLM
+  params: object
+  corpus: event_corpus.EventCorpus
+
+
+def main(_: Sequence[str]) -> None:
+  command.quiet()
+  host.keep_memory()
+  with command.explained('bench.event_serving'):
+    served = _load()
+    rate = scoring(served)
+    print(f'scoring, whole histories in rows: {rate:.0f} events/s')
+    entities = _ENTITIES.value
+    for before, seconds in streaming(served, entities, _LAST.value):
+      print(
+        f'streaming, {entities} entities at event {before}:'
+        f' {1e6 * seconds / entities:.1f} us per event'
+      )
+
+
+def scoring(served: Served) -> float:
+  """Events per second of full-history scoring, after compilation."""
+  evaluator = event_scores.EventScores()
+  apply, corpus = forward.pure(served.model), served.corpus
+  evaluator.score(apply, served.params, corpus, entities=8)
+  began = time.monotonic()
+  evaluator.score(apply, served.params, corpus, entities=len(corpus))
+  return corpus.num_events / (time.monotonic() - began)
+
+
+def streaming(
+  served: Served, entities: int, last: int
+) -> list[tuple[int, float]]:
+  """Median seconds to read an event of every entity, by events before it."""
+  corpus = served.corpus
+  tokenizer = corpus.tokenizer
+  length = (last + _TIMED) * len(tokenizer.columns)
+  service = event_futures.Service(
+    forward.step(served.model),
+    served.params,
+    served.model.init_cache(entities, length),
+    tokenizer,
+    hidden=True,
+  )
+  found, read = [], 0
+  per_entity = corpus.num_events // len(corpus)
+  for stop in (10, 100, last):
+    while read < stop:
+      size = 10 if read < 100 else 100
+      service.read(*_events(corpus, entities, read, size, per_entity))
+      read += size
+    seconds = []
+    for _ in range(_TIMED):
+      event = _events(corpus, entities, read, 1, per_entity)
+      began = time.monotonic()
+      service.read(*event)
+      jax.block_until_ready(service.cache)
+      seconds.append(time.monotonic() - began)
+    found.append((read, statistics.median(seconds)))
+  return found
+
+
+def _events(
+  corpus: event_corpus.EventCorpus,
+  entities: int,
+  first: int,
+  count: int,
+  per_entity: int,
+) -> tuple[np.ndarray, np.ndarray]:
+  """Ids and numbers of some events of each entity, which begin anew."""
+  place_R = (first + np.arange(count)) % per_entity
+  event_BR = per_entity * np.arange(entities)[:, None] + place_R[None]
+  return corpus.ids_EC[event_BR], corpus.values_EC[event_BR]
+
+
+def _load() -> Served:
+  if _CHECKPOINT.value:
+    run = restore.restore(_CHECKPOINT.value)
+    return Served(run.config.model, run.params, run.config.data.open('test'))
+  config = events_card.get_config()
+  stream = event_source.CardStream(users=1000)
+  config = dataclasses.replace(config, data=stream)
+  config = fitting.with_codec(config, None)
+  ids_BT = np.zeros((1, 8), np.int32)
+  params = config.model.init(jax.random.key(0), ids_BT)['params']
+  return Served(config.model, params, stream.open('test'))
+
+
+if __name__ == '__main__':
+  command.run(main)
