@@ -1,0 +1,213 @@
+"""Public tables of events: their schemas, and files made ready for them.
+
+A schema takes columns by name, so a file that keeps its published layout is
+read as it is; reviews in JSON and loans in a table of their own are written as
+one CSV first.
+"""
+
+import csv
+import dataclasses
+import datetime
+import gzip
+import json
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+
+from data import event_schema
+
+_GOOD_LOANS, _BAD_LOANS = ('A', 'C'), ('B', 'D')
+_REVIEW = ('reviewerID', 'asin', 'verified', 'unixReviewTime', 'overall')
+_BERKA = (
+  'account_id', 'date', 'type', 'operation', 'amount', 'balance', 'k_symbol',
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """A published table: its schema and, where needed, how it becomes one file.
+
+  files: what `rows` is made from; rows: header and rows of the CSV.
+  """
+
+  schema: event_schema.Schema
+  files: tuple[str, ...] = ()
+  rows: Callable[..., Iterator[Sequence[object]]] | None = None
+
+
+def _fields(**kinds: str) -> tuple[event_schema.Field, ...]:
+  return tuple(event_schema.Field(name, kind) for name, kind in kinds.items())
+
+
+def amazon_rows(reviews: pathlib.Path) -> Iterator[Sequence[object]]:
+  """Reviews of a 5-core file, one JSON object per line (.gz or not)."""
+  yield _REVIEW
+  opener = gzip.open if reviews.suffix == '.gz' else open
+  with opener(reviews, 'rt', encoding='utf-8') as lines:
+    for number, line in enumerate(lines, 1):
+      if not line.strip():
+        continue
+      try:
+        review = json.loads(line)
+      except json.JSONDecodeError as error:
+        raise ValueError(
+          f'{reviews}: line {number} is no JSON ({error}); get the file anew.'
+        ) from error
+      missing = [name for name in _REVIEW if name not in review]
+      missing = [name for name in missing if name != 'verified']
+      if missing:
+        raise ValueError(
+          f'{reviews}: line {number} has no {missing[0]!r}; a 5-core file of'
+          f' reviews has {", ".join(_REVIEW)}.'
+        )
+      yield [review.get(name, '') for name in _REVIEW]
+
+
+def berka_rows(
+  transactions: pathlib.Path, loans: pathlib.Path
+) -> Iterator[Sequence[object]]:
+  """Transactions before the day of each account's loan, and if it went bad.
+
+  Status B is a finished loan not paid, D a running one in debt.
+  """
+  yield (*_BERKA, 'bad')
+  granted = {}
+  for loan in _semicolons(loans, ('account_id', 'date', 'status')):
+    if loan['status'] not in _GOOD_LOANS + _BAD_LOANS:
+      raise ValueError(
+        f'{loans}: account {loan["account_id"]} has status'
+        f' {loan["status"]!r}; it is one of A, B, C, D.'
+      )
+    granted[loan['account_id']] = loan
+  for row in _semicolons(transactions, _BERKA):
+    loan = granted.get(row['account_id'])
+    if loan and _day(row['date']) < _day(loan['date']):
+      bad = 'yes' if loan['status'] in _BAD_LOANS else 'no'
+      yield [*(row[name] for name in _BERKA), bad]
+
+
+def write(
+  name: str,
+  files: Sequence[str | pathlib.Path],
+  out: pathlib.Path,
+  schema: pathlib.Path,
+) -> bool:
+  """Writes the schema of a layout and, where it needs one, the CSV.
+
+  Returns whether there is a CSV; ValueError for the wrong files.
+  """
+  if name not in LAYOUTS:
+    raise ValueError(
+      f'layout {name!r} is unknown; choose one of {sorted(LAYOUTS)}.'
+    )
+  layout = LAYOUTS[name]
+  if len(files) != len(layout.files):
+    raise ValueError(
+      f'layout {name!r} is made from {len(layout.files)} files'
+      f' {list(layout.files)}, not from {len(files)}.'
+    )
+  schema.write_text(layout.schema.to_json(), 'utf-8')
+  if layout.rows is None:
+    return False
+  part = out.with_name(f'{out.name}.part')
+  with part.open('w', encoding='utf-8', newline='') as file:
+    paths = [pathlib.Path(path).expanduser() for path in files]
+    csv.writer(file).writerows(layout.rows(*paths))
+  part.replace(out)
+  return True
+
+
+def _semicolons(
+  path: pathlib.Path, needed: Sequence[str]
+) -> Iterator[dict[str, str]]:
+  with path.open(encoding='utf-8', newline='') as file:
+    reader = csv.DictReader(file, delimiter=';')
+    missing = [n for n in needed if n not in (reader.fieldnames or ())]
+    if missing:
+      raise ValueError(
+        f'{path} has no column {missing[0]!r} but {reader.fieldnames}; give'
+        ' the file as it was published.'
+      )
+    yield from reader
+
+
+def _day(text: str) -> datetime.datetime:
+  return datetime.datetime.strptime(text, '%y%m%d')
+
+
+LAYOUTS = {
+  # card_transaction.v1.csv of IBM (TabFormer).
+  'tabformer': Layout(
+    event_schema.Schema(
+      entity='User',
+      time='time',
+      time_columns=('Year', 'Month', 'Day', 'Time'),
+      time_format='%Y %m %d %H:%M',
+      fields=_fields(
+        **{
+          'Card': 'category',
+          'Amount': 'number',
+          'Use Chip': 'category',
+          'Merchant Name': 'id',
+          'Merchant City': 'id',
+          'Merchant State': 'category',
+          'Zip': 'id',
+          'MCC': 'category',
+          'Errors?': 'category',
+          'Is Fraud?': 'label',
+        }
+      ),
+    )
+  ),
+  # Reviews of Amazon, version 2, 5-core: one JSON object per line.
+  'amazon': Layout(
+    event_schema.Schema(
+      entity='reviewerID',
+      time='unixReviewTime',
+      time_format='epoch_s',
+      fields=(
+        *_fields(asin='id', verified='bool'),
+        event_schema.Field(
+          'overall', 'label', ('1.0', '2.0', '3.0', '4.0', '5.0')
+        ),
+      ),
+      derived=('gap', 'weekday'),  # Times are days.
+    ),
+    ('reviews.json.gz',),
+    amazon_rows,
+  ),
+  # Financial data of PKDD'99 (Berka).
+  'berka': Layout(
+    event_schema.Schema(
+      entity='account_id',
+      time='date',
+      time_format='%y%m%d',
+      fields=_fields(
+        type='category',
+        operation='category',
+        amount='number',
+        balance='number',
+        k_symbol='category',
+        bad='label',
+      ),
+      derived=('gap', 'weekday'),
+    ),
+    ('trans.asc', 'loan.asc'),
+    berka_rows,
+  ),
+  # Churn of customers of Rosbank; the target is of the customer.
+  'rosbank': Layout(
+    event_schema.Schema(
+      entity='cl_id',
+      time='TRDATETIME',
+      time_format='%d%b%y:%H:%M:%S',
+      fields=_fields(
+        MCC='category',
+        channel_type='category',
+        currency='category',
+        amount='number',
+        trx_category='category',
+        target_flag='label',
+      ),
+    )
+  ),
+}

@@ -1,0 +1,309 @@
+"""Tables of events as rows of small integers, fitted on training entities.
+
+A table is a pyarrow.Table sorted by (entity, time): the entity, the time in
+microseconds of UTC (timestamp or int64), then the columns. Letters: E events,
+C columns of a row, N entities.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data import event_codes
+from data import event_schema
+
+VERSION = 1
+_MICROSECONDS = 10**6
+_HOURS = tuple(map(str, range(24)))
+_WEEKDAYS = tuple(map(str, range(7)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+  """One column of a row; the names of derived ones are 'TIME:gap' and so on.
+
+  kind: one of event_schema.KINDS, or of event_schema.DERIVED.
+  """
+
+  name: str
+  kind: str
+  code: event_codes.Code
+
+  @property
+  def size(self) -> int:
+    """Number of local ids, the special ones included."""
+    return self.code.size
+
+
+class Limits(NamedTuple):
+  """What fitting may spend.
+
+  bins: of a number, and of gaps.
+  min_count: rows of a value of an id column that is to have its own id.
+  max_words: values of a column that may have their own ids; of categories the
+    most frequent ones do, an id column with more is coded by `recents`.
+  recents: how many events an id column of more values looks back.
+  """
+
+  bins: int = 32
+  min_count: int = 5
+  max_words: int = 60_000
+  recents: int = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+  """What turns tables into ids; the label is the last column of a row.
+
+  fitted_on: SHA-256 of the ids of the training events.
+  """
+
+  entity: str
+  time: str
+  columns: tuple[Column, ...]
+  fitted_on: str
+  version: int = VERSION
+
+  @functools.cached_property
+  def sizes_C(self) -> np.ndarray:
+    """Number of local ids of every column."""
+    return np.array([column.size for column in self.columns], np.int64)
+
+  @functools.cached_property
+  def offsets_C(self) -> np.ndarray:
+    """Global id = offset of the column + local id."""
+    return np.cumsum(self.sizes_C) - self.sizes_C
+
+  @property
+  def vocabulary(self) -> int:
+    """Number of global ids."""
+    return int(self.sizes_C.sum())
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    return tuple(column.name for column in self.columns)
+
+  @property
+  def digest(self) -> str:
+    """SHA-256 of the tokenizer itself."""
+    return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+  @property
+  def label(self) -> Column | None:
+    """The label column; None where the schema names none."""
+    last = self.columns[-1]
+    return last if last.kind == 'label' else None
+
+  def encode(self, table: pa.Table) -> np.ndarray:
+    """Local ids (int32) of every event and column."""
+    with_derived = derived(table, self.entity, self.time)
+    first_E = _first(offsets(table, self.entity))
+    ids_EC = np.empty((len(table), len(self.columns)), np.int32)
+    for index, column in enumerate(self.columns):
+      array = _array(with_derived, column.name)
+      ids_EC[:, index] = column.code.encode(array, first_E)
+    return ids_EC
+
+  def values(self, table: pa.Table) -> np.ndarray:
+    """Standardised numbers (float32), NaN in columns that are none."""
+    with_derived = derived(table, self.entity, self.time)
+    values_EC = np.full((len(table), len(self.columns)), np.nan, np.float32)
+    for index, column in enumerate(self.columns):
+      if isinstance(column.code, event_codes.Bins):
+        array = _array(with_derived, column.name)
+        values_EC[:, index] = column.code.values(array)
+    return values_EC
+
+  def decode(
+    self, ids_EC: np.ndarray, rng: np.random.Generator | None = None
+  ) -> pa.Table:
+    """The columns of a table, without entity and time; derived ones stay.
+
+    A binned number becomes the median of its bin's train values, or one drawn
+    from them where there is an rng. Gaps are in seconds.
+    """
+    if ids_EC.ndim != 2 or ids_EC.shape[1] != len(self.columns):
+      raise ValueError(
+        f'ids of shape {ids_EC.shape} are no rows of {len(self.columns)}'
+        f' columns {self.names}.'
+      )
+    arrays = [
+      column.code.decode(ids_EC[:, index].astype(np.int64), rng)
+      for index, column in enumerate(self.columns)
+    ]
+    return pa.table(dict(zip(self.names, arrays, strict=True)))
+
+  def to_json(self) -> str:
+    """The whole tokenizer as text; `from_json` is its inverse."""
+    columns = [
+      {'name': c.name, 'kind': c.kind, **event_codes.to_json(c.code)}
+      for c in self.columns
+    ]
+    stored = dataclasses.asdict(self) | {'columns': columns}
+    return json.dumps(stored, ensure_ascii=False)
+
+  @classmethod
+  def from_json(cls, text: str) -> 'Tokenizer':
+    """What `to_json` was given; ValueError for one of another version."""
+    stored = json.loads(text)
+    if stored.get('version') != VERSION:
+      raise ValueError(
+        f'The tokenizer has version {stored.get("version")!r}, and this code'
+        f' reads version {VERSION}; prepare the data again.'
+      )
+    columns = []
+    for entry in stored.pop('columns'):
+      name, kind = entry.pop('name'), entry.pop('kind')
+      columns.append(Column(name, kind, event_codes.from_json(entry)))
+    return cls(columns=tuple(columns), **stored)
+
+  def check(self, other: 'Tokenizer') -> None:
+    """ValueError unless data made by `other` has this tokenizer's ids."""
+    if self.digest != other.digest:
+      raise ValueError(
+        f'The data has ids of tokenizer {other.digest[:12]} (columns'
+        f' {list(other.names)}), the model those of {self.digest[:12]}'
+        f' (columns {list(self.names)}); encode the data with the'
+        " checkpoint's tokenizer, or train on this data."
+      )
+
+
+class Selectable(Protocol):
+  """A table, or files that read some columns of one."""
+
+  def select(self, columns: list[str]) -> pa.Table: ...
+
+
+def fit(
+  schema: event_schema.Schema, table: Selectable, limits: Limits | None = None
+) -> Tokenizer:
+  """The tokenizer of a table that holds the training entities and no others.
+
+  Columns: those derived from the time, the schema's, the label. They are read
+  one at a time.
+  """
+  limits = limits or Limits()
+  keys = [schema.entity, schema.time]
+  columns, digest = [], hashlib.sha256()
+  for name, kind, values in [
+    *((f'{schema.time}:{part}', part, ()) for part in schema.derived),
+    *((f.name, f.kind, f.values) for f in schema.row),
+  ]:
+    part = table.select(keys if kind in event_schema.DERIVED else [*keys, name])
+    array = _array(derived(part, *keys), name)
+    first_E = _first(offsets(part, schema.entity))
+    code = _code(kind, array, limits)
+    if values:
+      code = event_codes.Words(values, masked=kind == 'label')
+    ids_E = code.encode(array, first_E)
+    digest.update(np.ascontiguousarray(ids_E, '<i4').tobytes())
+    columns.append(Column(name, kind, code))
+  return Tokenizer(
+    schema.entity, schema.time, tuple(columns), digest.hexdigest()
+  )
+
+
+def offsets(table: pa.Table, entity: str) -> np.ndarray:
+  """Entity i is events [offsets[i], offsets[i + 1]) of a sorted table."""
+  column = _array(table, entity)
+  if not len(column):
+    return np.zeros(1, np.int64)
+  if pa.types.is_dictionary(column.type):
+    column = column.indices
+  changed = pc.not_equal(column[1:], column[:-1])
+  starts = np.flatnonzero(changed.to_numpy(zero_copy_only=False)) + 1
+  return np.concatenate([[0], starts, [len(column)]]).astype(np.int64)
+
+
+def microseconds(table: pa.Table, time: str) -> np.ndarray:
+  """The time column in int64."""
+  return _array(table, time).cast(pa.int64()).to_numpy(zero_copy_only=False)
+
+
+def derived(table: pa.Table, entity: str, time: str) -> pa.Table:
+  """The table with the gap (seconds), hour and weekday (Monday 0) of its time.
+
+  An entity's first event has no gap.
+  """
+  time_E = microseconds(table, time)
+  first_N = offsets(table, entity)[:-1]
+  gap_E = np.diff(time_E, prepend=0) / _MICROSECONDS
+  none_E = np.zeros(len(time_E), bool)
+  none_E[first_N] = True
+  hour_E = time_E // (3600 * _MICROSECONDS)
+  # The epoch began on a Thursday.
+  weekday_E = (hour_E // 24 + 3) % 7
+  gap = pa.array(gap_E, pa.float64(), mask=none_E)
+  return (
+    table.append_column(f'{time}:gap', gap)
+    .append_column(f'{time}:hour', _coded(hour_E % 24, _HOURS))
+    .append_column(f'{time}:weekday', _coded(weekday_E, _WEEKDAYS))
+  )
+
+
+def _coded(code_E: np.ndarray, words: Sequence[str]) -> pa.Array:
+  indices = pa.array(code_E.astype(np.int8))
+  return pa.DictionaryArray.from_arrays(indices, list(words))
+
+
+def _first(offsets_N1: np.ndarray) -> np.ndarray:
+  """Where the entity of each event begins."""
+  return np.repeat(offsets_N1[:-1], np.diff(offsets_N1))
+
+
+def _array(table: pa.Table, name: str) -> pa.Array:
+  """One column in one piece."""
+  column = table.column(name)
+  if isinstance(column, pa.ChunkedArray):
+    column = column.unify_dictionaries().combine_chunks()
+    if isinstance(column, pa.ChunkedArray):  # Older versions, when empty.
+      column = pa.concat_arrays(column.chunks)
+  return column
+
+
+def _code(kind: str, array: pa.Array, limits: Limits) -> event_codes.Code:
+  if kind == 'hour':
+    return event_codes.Words(_HOURS)
+  if kind == 'weekday':
+    return event_codes.Words(_WEEKDAYS)
+  if kind in ('number', 'gap'):
+    return event_codes.Bins.fitted(
+      event_codes.as_floats(array), bins=limits.bins, logarithmic=kind == 'gap'
+    )
+  words, counts = _words(array)
+  if kind == 'id':
+    words = [w for w, n in zip(words, counts, strict=True)
+             if n >= limits.min_count]  # fmt: skip
+    if len(words) > limits.max_words:
+      return event_codes.Recents(limits.recents)
+  words = sorted(words[: limits.max_words])
+  return event_codes.Words(tuple(words), masked=kind == 'label')
+
+
+def _words(array: pa.Array) -> tuple[list[str], list[int]]:
+  """Distinct values as text, the most frequent first, and their counts."""
+  found: dict[str, int] = {}
+  if not pa.types.is_dictionary(array.type):
+    array = array.cast(pa.string())
+  for entry in pc.value_counts(array).to_pylist():
+    if entry['values'] is not None:
+      word = str(entry['values'])
+      found[word] = found.get(word, 0) + entry['counts']
+  words = sorted(found, key=lambda word: (-found[word], word))
+  return words, [found[word] for word in words]
+
+
+def describe(tokenizer: Tokenizer) -> list[dict[str, Any]]:
+  """One row per column: name, kind, how it is coded and number of ids."""
+  return [
+    {'name': c.name, 'kind': c.kind, 'code': type(c.code).__name__,
+     'ids': c.size}
+    for c in tokenizer.columns
+  ]  # fmt: skip

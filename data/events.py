@@ -1,0 +1,78 @@
+"""Proposes a schema for a file of events, to be read, edited and trained on.
+
+python -m data.events inspect FILE --out=schema.json
+python -m data.events inspect FILE --entity=user --time=date --label=fraud
+python -m data.events layout tabformer --schema=schema.json
+python -m data.events layout berka trans.asc loan.asc --out=events.csv
+"""
+
+import argparse
+import pathlib
+import sys
+from collections.abc import Sequence
+
+from data import event_inspect
+from data import event_layouts
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Runs the command; returns its exit status."""
+  parser = argparse.ArgumentParser(prog='python -m data.events')
+  commands = parser.add_subparsers(dest='command', required=True)
+  inspect = commands.add_parser(
+    'inspect', help='say what the columns of a file look like'
+  )
+  inspect.add_argument('file', help='CSV (also .gz) or Parquet')
+  inspect.add_argument('--out', default='schema.json', help='JSON to edit')
+  inspect.add_argument('--delimiter', default=',', help='of CSV')
+  for name in ('entity', 'time', 'label'):
+    inspect.add_argument(
+      f'--{name}', default='', help=f'the column that is the {name}'
+    )
+  layout = commands.add_parser(
+    'layout', help='write the schema of a public table, and the table as CSV'
+  )
+  layout.add_argument('name', choices=sorted(event_layouts.LAYOUTS))
+  layout.add_argument('files', nargs='*', help='as published')
+  layout.add_argument('--out', default='events.csv', help='CSV to train on')
+  layout.add_argument('--schema', default='schema.json', help='JSON to edit')
+  chosen = parser.parse_args(arguments)
+  try:
+    print(_inspect(chosen) if chosen.command == 'inspect' else _lay(chosen))
+  except (OSError, ValueError) as error:
+    print(f'Error: {error}', file=sys.stderr)
+    return 1
+  return 0
+
+
+def _inspect(chosen: argparse.Namespace) -> str:
+  """Writes the proposal; returns what to say of it."""
+  proposal = event_inspect.propose(chosen.file, chosen.delimiter)
+  text = proposal.to_json(chosen.entity, chosen.time, chosen.label)
+  pathlib.Path(chosen.out).expanduser().write_text(text, 'utf-8')
+  said = [proposal.report()]
+  said.append(f'The schema is in {chosen.out}; edit it as you like.')
+  missing = [n for n in ('entity', 'time') if not getattr(chosen, n)]
+  if missing:
+    said.append(
+      f'Name the {" and the ".join(missing)} there, for they are never'
+      ' guessed; the candidates are in the file.'
+    )
+  return '\n'.join(said)
+
+
+def _lay(chosen: argparse.Namespace) -> str:
+  """Writes schema and table; returns what to do with them."""
+  out, schema = (
+    pathlib.Path(path).expanduser() for path in (chosen.out, chosen.schema)
+  )
+  made = event_layouts.write(chosen.name, chosen.files, out, schema)
+  path = out if made else 'FILE'
+  return (
+    f'python train.py --config=configs/events_csv.py --set data.path={path}'
+    f' --set data.schema={schema} --workdir=DIR'
+  )
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,303 @@
+"""A trained model of events at work on a file of them.
+
+python -m evals.events predict --checkpoint=DIR --input=FILE --out=FILE
+python -m evals.events impute --checkpoint=DIR --input=FILE --out=FILE \\
+  --columns=city,amount
+python -m evals.events generate --checkpoint=DIR --input=FILE --out=FILE \\
+  --events=20
+python -m evals.events score --checkpoint=DIR --out=FILE.npy
+
+Files are CSV or Parquet, by the end of their name, in the layout that the
+model was trained on. `predict` adds the probability of every value of the label
+to each event, `impute` fills cells that are empty, `generate` writes the events
+that may follow those of every entity. `score` writes the probability that the
+label is positive, of every event that eval.py scores, for bench.event_peers.
+"""
+
+import dataclasses
+import functools
+import itertools
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet
+from absl import flags
+
+from configs import command
+from configs import restore
+from data import event_batches
+from data import event_codes
+from data import event_corpus
+from data import event_reader
+from data import event_schema
+from data import text
+from evals import event_filling
+from evals import event_futures
+from evals import event_scores
+from models import event_lm
+from models import forward
+
+_TASKS = ('predict', 'impute', 'generate', 'score')
+_CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'Run directory.')
+_STEP = flags.DEFINE_integer('step', None, 'Checkpoint step; default newest.')
+_INPUT = flags.DEFINE_string('input', None, 'File of events.')
+_OUT = flags.DEFINE_string('out', None, 'File that is written.')
+_LABELS = flags.DEFINE_enum(
+  'labels', 'hidden', ('hidden', 'revealed'),
+  'Whether the model reads the labels of earlier events.',
+)  # fmt: skip
+_COLUMNS = flags.DEFINE_list(
+  'columns', [], 'Of impute: columns whose empty cells are filled.'
+)
+_EVENTS = flags.DEFINE_integer(
+  'events', 10, 'Of generate: events per entity.', lower_bound=1
+)
+_SPLIT = flags.DEFINE_enum(
+  'split', 'test', text.SPLITS, 'Of score: the split of the data.'
+)
+_SEED = flags.DEFINE_integer('seed', 0, 'Of generate.', lower_bound=0)
+_TIME = pa.timestamp('us', 'UTC')
+_BATCH = 64  # Entities that go on at a time.
+_WINDOW = 128  # Events of a row.
+
+
+class Task(NamedTuple):
+  """A trained model, and the events that it is asked about."""
+
+  model: event_lm.EventLM
+  params: Any
+  rows: event_batches.EventRows
+  schema: event_schema.Schema
+  corpus: event_corpus.EventCorpus
+  table: pa.Table
+  hidden: bool
+
+
+def main(name: str, _: Sequence[str]) -> None:
+  command.quiet()
+  with command.explained('evals.events'):
+    needed = (_CHECKPOINT, _OUT) if name == 'score' else (
+      _CHECKPOINT, _INPUT, _OUT,
+    )  # fmt: skip
+    for flag in needed:
+      if not flag.value:
+        raise ValueError(f'--{flag.name} is missing; give it a path.')
+    out = pathlib.Path(_OUT.value)
+    ends = ('.npy',) if name == 'score' else ('.csv', '.parquet')
+    if out.suffix not in ends:
+      raise ValueError(f'--out={out} must end in {" or ".join(ends)}.')
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if name == 'score':
+      found = score(_CHECKPOINT.value, _STEP.value)
+      np.save(out, found)
+    else:
+      task = _task(_CHECKPOINT.value, _STEP.value, _INPUT.value)
+      run = {'predict': predict, 'impute': impute, 'generate': generate}[name]
+      found = run(task)
+      _write(out, found)
+  print(f'{len(found)} events: {out}')
+
+
+def score(directory: str, step: int | None) -> np.ndarray:
+  """P(the label is positive) of every scored event of a split, in its order."""
+  run = restore.restore(directory, step=step)
+  evaluators = [
+    evaluator
+    for evaluator in run.config.evals
+    if isinstance(evaluator, event_scores.EventScores)
+    and evaluator.labels == _LABELS.value
+  ]
+  evaluator = (evaluators or [event_scores.EventScores(_LABELS.value)])[0]
+  corpus = run.config.data.open(_SPLIT.value)
+  found = evaluator.score(
+    forward.pure(run.config.model), run.params, corpus, entities=len(corpus)
+  )
+  return evaluator.labelled(corpus, found)[0]
+
+
+def predict(task: Task) -> pa.Table:
+  """The events with a column `p(label=value)` for every value."""
+  label = task.corpus.tokenizer.label
+  if label is None:
+    raise ValueError('the schema names no label; use impute or generate.')
+  labels = 'hidden' if task.hidden else 'revealed'
+  scores = event_scores.EventScores(labels=labels, window=_WINDOW)
+  found = scores.score(
+    forward.pure(task.model),
+    task.params,
+    task.corpus,
+    entities=len(task.corpus),
+  )
+  table = task.table
+  for k, word in enumerate(label.code.words):
+    member_K = np.arange(len(label.code.words)) == k
+    p_E = event_scores.consolidate(found.log_p_EK, member_K)
+    table = table.append_column(f'p({label.name}={word})', pa.array(p_E))
+  return _as_read(table)
+
+
+def impute(task: Task) -> pa.Table:
+  """The events with empty cells of --columns filled, and how probable."""
+  tokenizer, names = task.corpus.tokenizer, _COLUMNS.value
+  fields = [field.name for field in task.schema.fields]
+  if not names or set(names) - set(fields):
+    raise ValueError(
+      f'--columns={",".join(names)} must name columns of the schema,'
+      f' {", ".join(fields)}.'
+    )
+  index_K = [tokenizer.names.index(name) for name in names]
+  missing_EC = np.zeros(task.corpus.ids_EC.shape, bool)
+  missing_EC[:, index_K] = task.corpus.ids_EC[:, index_K] == event_codes.NULL
+  found = event_filling.fill(
+    forward.pure(task.model),
+    task.params,
+    task.corpus,
+    missing_EC,
+    rows=dataclasses.replace(task.rows, mask_all=float(task.hidden)),
+    window=_WINDOW,
+  )
+  decoded, table = tokenizer.decode(found.ids_EC), task.table
+  for c, name in zip(index_K, names, strict=True):
+    filled = pa.array(missing_EC[:, c])
+    known = table[name].combine_chunks()
+    column = decoded[name].combine_chunks()
+    if isinstance(tokenizer.columns[c].code, event_codes.Recents):
+      column = _recalled(task, name, found.ids_EC[:, c])
+    column = pc.if_else(filled, column.cast(known.type), known)
+    place = table.column_names.index(name)
+    table = table.set_column(place, name, column)
+    p_E = np.where(missing_EC[:, c], found.probability_EC[:, c], np.nan)
+    p = pa.array(p_E, pa.float64(), from_pandas=True)
+    table = table.append_column(f'p({name})', p)
+  return _as_read(table)
+
+
+def generate(task: Task) -> pa.Table:
+  """--events new events for every entity, in the columns of the schema."""
+  corpus, events = task.corpus, _EVENTS.value
+  tokenizer, rng = corpus.tokenizer, np.random.default_rng(_SEED.value)
+  starts_N = corpus.offsets_N1[:-1]
+  longest = int(np.diff(corpus.offsets_N1).max()) + events
+  parts = []
+  for first in range(0, len(corpus), _BATCH):
+    # The last batch goes on with some entities twice: all are of one shape.
+    entities = np.minimum(first + np.arange(_BATCH), len(corpus) - 1)
+    cache = task.model.init_cache(_BATCH, longest * len(tokenizer.columns))
+    service = event_futures.Service(
+      forward.step(task.model), task.params, cache, tokenizer,
+      hidden=task.hidden,
+    )  # fmt: skip
+    event_futures.read_history(service, corpus, entities)
+    last_B = corpus.times_E[corpus.offsets_N1[entities + 1] - 1]
+    new = event_futures.draw(service, tokenizer, last_B, events, rng)
+    kept = min(_BATCH, len(corpus) - first)
+    event_E = np.repeat(starts_N[entities[:kept]], events)
+    ids_EC, numbers_EC, time_E = (
+      x[:kept].reshape(kept * events, *x.shape[2:]) for x in new
+    )
+    decoded = tokenizer.decode(ids_EC)
+    keys = task.table.select([task.schema.entity]).take(pa.array(event_E))
+    part = keys.append_column(
+      task.schema.time, pa.array(time_E * 10**6).cast(_TIME)
+    )
+    for field in task.schema.fields:
+      column = decoded[field.name]
+      c = tokenizer.names.index(field.name)
+      if field.kind == 'number':
+        column = pa.array(numbers_EC[:, c], from_pandas=True)
+      elif isinstance(tokenizer.columns[c].code, event_codes.Recents):
+        column = _continued(task, field.name, entities[:kept], ids_EC[:, c])
+      part = part.append_column(field.name, column)
+    parts.append(part)
+  return pa.concat_tables(parts, promote_options='permissive')
+
+
+def _recalled(task: Task, name: str, ids_E: np.ndarray) -> pa.Array:
+  """What each event's column is if it is as so many events ago."""
+  values, found = task.table[name].to_pylist(), []
+  for first, last in itertools.pairwise(task.corpus.offsets_N1.tolist()):
+    own = values[first:last]
+    found += [_before(own[:i], ids_E[first + i]) for i in range(len(own))]
+  return pa.array(found, pa.string())
+
+
+def _continued(
+  task: Task, name: str, entities: np.ndarray, ids_E: np.ndarray
+) -> pa.Array:
+  """Values of new events, the same number of each entity after the other."""
+  values, offsets_N1 = task.table[name].to_pylist(), task.corpus.offsets_N1
+  found = []
+  for entity, ids_N in zip(
+    entities, ids_E.reshape(len(entities), -1), strict=True
+  ):
+    own = values[offsets_N1[entity] : offsets_N1[entity + 1]]
+    for code in ids_N:
+      own.append(_before(own, code))
+    found += own[-len(ids_N) :]
+  return pa.array(found, pa.string())
+
+
+def _before(values: list[str | None], code: int) -> str | None:
+  """The value that a Recents id stands for; none for a new one."""
+  ago = int(code) - event_codes.NEW
+  return values[-ago] if 0 < ago <= len(values) else None
+
+
+def _task(directory: str, step: int | None, path: str) -> Task:
+  run = restore.restore(directory, step=step)
+  data, model = run.config.data, run.config.model
+  hidden = _LABELS.value == 'hidden'
+  if not isinstance(model, event_lm.EventLM):
+    raise ValueError(
+      f'{directory} holds a {type(model).__name__}; give the run of a model of'
+      ' events, as configs/events_card.py.'
+    )
+  read = schema = getattr(data, 'layout', data.schema)
+  label = schema.label
+  if label is not None and hidden:
+    # Nobody has to know what is to be foretold.
+    fields = tuple(f for f in schema.fields if f.kind != 'label')
+    read = dataclasses.replace(schema, fields=fields)
+  reader = event_reader.Reader(path, read)
+  table = pa.concat_tables([chunk.table for chunk in reader.chunks()])
+  reader.check(0.0)
+  keys = [schema.entity, schema.time, event_reader.LINE]
+  table = table.take(
+    pc.sort_indices(table, sort_keys=[(key, 'ascending') for key in keys])
+  ).combine_chunks()
+  encoded = table
+  if read is not schema:
+    encoded = table.append_column(label, pa.nulls(len(table), pa.string()))
+  corpus = event_corpus.EventCorpus.encoded(encoded, data.tokenizer, 'input')
+  return Task(
+    model, run.params, run.config.rows, schema, corpus, table, hidden
+  )
+
+
+def _as_read(table: pa.Table) -> pa.Table:
+  """The rows in the order of the file."""
+  order = pc.sort_indices(table, sort_keys=[(event_reader.LINE, 'ascending')])
+  return table.take(order).drop_columns([event_reader.LINE])
+
+
+def _write(out: pathlib.Path, table: pa.Table) -> None:
+  """Writes a file wholly or not at all."""
+  partial = out.with_name(f'{out.name}.partial')
+  if out.suffix == '.csv':
+    pyarrow.csv.write_csv(table, partial)
+  else:
+    pyarrow.parquet.write_table(table, partial)
+  partial.replace(out)
+
+
+if __name__ == '__main__':
+  if len(sys.argv) < 2 or sys.argv[1] not in (*_TASKS, '--help'):
+    sys.exit(f'evals.events: say what to do, one of {", ".join(_TASKS)}.')
+  _NAME = sys.argv[1] if sys.argv[1] == '--help' else sys.argv.pop(1)
+  command.run(functools.partial(main, _NAME))

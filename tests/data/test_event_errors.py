@@ -1,0 +1,226 @@
+import csv
+import json
+import pathlib
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from data import event_files
+from data import event_schema
+from tests.data import small_events
+
+
+def prepare_error(
+  tmp_path,
+  lines,
+  header=small_events.HEADER,
+  schema=small_events.SCHEMA,
+  **fields,
+):
+  path = small_events.write(tmp_path / 'events.csv', lines, header)
+  made = small_events.source(tmp_path, path, schema, **fields)
+  with pytest.raises(ValueError) as error:
+    made.prepare()
+  # Nothing partial is left.
+  left = [p for p in (tmp_path / 'cache').glob('*') if p.suffix != '.lock']
+  assert not left
+  return str(error.value).replace(str(path), 'FILE')
+
+
+def spoiled(tmp_path):
+  """A file of 600 rows of which 6 are bad in six ways, with their lines."""
+  lines = small_events.rows(users=50)
+  lines[3] = lines[3][:-1]
+  lines[10][3] = '1,5'
+  lines[20][3] = 'inf'
+  lines[30][1] = '2020-13-01'
+  lines[40][1] = '1850-01-01'
+  lines[50][0] = ''
+  path = small_events.write(tmp_path / 'events.csv', lines)
+  data = path.read_bytes().split(b'\r\n')
+  data[61] = data[61].replace(b',s', b',\xff', 1)
+  path.write_bytes(b'\r\n'.join(data))
+  return path, data
+
+
+def test_bad_rows_are_an_error(tmp_path):
+  path, _ = spoiled(tmp_path)
+  with pytest.raises(ValueError) as error:
+    small_events.source(tmp_path, path).prepare()
+  assert str(error.value) == (
+    f'{path}: 7 of 600 rows are bad and none may be (1 ragged row, 1 no'
+    ' number, 1 infinite number, 1 unparsable time, 1 time outside 1900-2100,'
+    " 1 no entity, 1 undecodable bytes); the first: line 5: '7 values' where 8"
+    " values should be (ragged row); line 12, column 'amount': '1,5' where a"
+    " number should be (no number); line 22, column 'amount': 'inf' where a"
+    " finite number should be (infinite number); line 32, column 'when':"
+    " '2020-13-01' where a time of format 'iso' should be (unparsable time);"
+    " line 42, column 'when': '1850-01-01' where a year from 1900 to 2100"
+    ' should be (time outside 1900-2100); correct the file or the schema, or'
+    ' set data.on_bad to drop or quarantine and data.max_bad_fraction to what'
+    ' you can spare.'
+  )
+  for on_bad in ('drop', 'quarantine'):
+    with pytest.raises(
+      ValueError, match=r'7 of 600 rows are bad and data\.max'
+    ):
+      small_events.source(tmp_path, path, on_bad=on_bad).prepare()
+
+
+@pytest.mark.parametrize('on_bad', ['drop', 'quarantine'])
+def test_bad_rows_are_left_out_and_kept_apart(tmp_path, on_bad, caplog):
+  path, data = spoiled(tmp_path)
+  made = small_events.source(
+    tmp_path, path, on_bad=on_bad, max_bad_fraction=0.02
+  )
+  folder = made.prepare()
+  metadata = json.loads((folder / 'metadata.json').read_text())
+  assert metadata['rows'] == 600 and sum(metadata['bad'].values()) == 7
+  assert sum(s['events'] for s in metadata['splits'].values()) == 593
+  quarantine = folder / 'quarantine.csv'
+  assert '7 of 600 rows are left out (1 ragged row' in caplog.text
+  assert (str(quarantine) in caplog.text) == (on_bad == 'quarantine')
+  assert quarantine.exists() == (on_bad == 'quarantine')
+  if on_bad == 'quarantine':
+    text = quarantine.read_text(errors='surrogateescape')
+    found = list(csv.DictReader(text.splitlines(keepends=True)))
+    assert [int(row['line']) for row in found] == [5, 12, 22, 32, 42, 52, 62]
+    for row in found:
+      kept = row['text'].encode('utf-8', 'surrogateescape').strip()
+      assert kept == data[int(row['line']) - 1]
+
+
+def test_errors_of_files(tmp_path):
+  def error(*arguments, **fields):
+    folder = tmp_path / f'{len(list(tmp_path.iterdir()))}'
+    folder.mkdir()
+    return prepare_error(folder, *arguments, **fields)
+
+  lines = small_events.rows(users=30)
+  assert error([], header=[]).endswith('a file with a header and rows.')
+  assert error([]) == ('FILE has a header and no row; give a file with events.')
+  header = ['user', 'when', 'shop', 'amoumt', 'zip', 'online', 'bad', 'note']
+  assert error(lines, header=header) == (
+    "FILE has no column 'amount'; the closest are 'amoumt': correct the schema."
+  )
+  assert error(lines, header=[*small_events.HEADER[:-1], 'zip']) == (
+    "FILE has 2 columns named 'zip'; rename all but one."
+  )
+  assert error(lines, header=[*small_events.HEADER[:-1], '']).startswith(
+    'FILE has a column without a name in '
+  )
+  assert error(lines, header=[';'.join(small_events.HEADER)]) == (
+    "FILE has the one column 'user;when;shop;amount;zip;online;bad;note'"
+    " between ','; set delimiter to ';' in the schema, or --delimiter."
+  )
+  zones = [list(row) for row in lines]
+  zones[7][1] = '2020-01-01T00:00:00Z'
+  assert error(zones) == (
+    "FILE: some times of 'when' have a time zone and some have none; write all"
+    ' with one (as 2020-01-31T12:00:00Z) or all without.'
+  )
+  empty = [[*row[:4], '', *row[5:]] for row in lines]
+  assert error(empty) == (
+    "FILE: column 'zip' has no value in any row; take it out of the schema."
+  )
+  single = [[*row[:6], 'no', row[7]] for row in lines]
+  assert error(single) == (
+    "FILE: label 'bad' has ['no'] in all training events, and needs two values"
+    ' at least; choose another label or more entities.'
+  )
+  unseen = [
+    row if small_events.trains(row[0]) else [*row[:6], 'maybe', row[7]]
+    for row in lines
+  ]
+  assert error(unseen) == (
+    "FILE: label 'bad' is 'maybe' in split 'validation' and never in training,"
+    " where it is one of ['no', 'yes']; name all values in the"
+    ' "values" of that field of the schema, or correct them.'
+  )
+  quotes = [list(row) for row in lines]
+  path = small_events.write(tmp_path / 'quotes.csv', quotes)
+  path.write_text(path.read_text().replace('"x, ""y"""', '"x" y', 1))
+  with pytest.raises(ValueError, match='1 broken quotes'):
+    small_events.source(tmp_path, path).prepare()
+
+
+def test_errors_of_parquet_and_paths(tmp_path):
+  path = tmp_path / 'nested.parquet'
+  table = {name: ['1', '1'] for name in small_events.HEADER}
+  pq.write_table(pa.table(table | {'zip': [[1], [2]]}), path)
+  with pytest.raises(ValueError) as error:
+    small_events.source(tmp_path, path).prepare()
+  assert str(error.value) == (
+    f"{path}: column 'zip' is nested (list<element: int64>); write one plain"
+    ' column per value, or take it out of the schema.'
+  )
+  path.write_bytes(b'PAR1 and no more')
+  with pytest.raises(ValueError, match='is damaged'):
+    small_events.source(tmp_path, path).prepare()
+  with pytest.raises(ValueError, match='cannot be read'):
+    small_events.source(tmp_path, tmp_path / 'none.csv').prepare()
+  with pytest.raises(ValueError, match=r'data\.path names no file; set it'):
+    small_events.source(tmp_path, '').prepare()
+  with pytest.raises(ValueError, match=r'data\.schema names no file'):
+    event_files.Events(str(path)).prepare()
+  with pytest.raises(ValueError, match="on_bad='skip' is unknown; choose"):
+    small_events.source(tmp_path, path, on_bad='skip')
+
+
+def test_test_entities_may_not_train(tmp_path):
+  lines = small_events.rows()
+  first = small_events.write(
+    tmp_path / 'train.csv', [r for r in lines if r[0] < 'u3']
+  )
+  second = small_events.write(
+    tmp_path / 'test.csv', [r for r in lines if r[0] >= 'u3']
+  )
+  made = small_events.source(tmp_path, first, test_path=str(second))
+  test = made.open('test').table
+  assert set(test['user'].to_pylist()) == {r[0] for r in lines if r[0] >= 'u3'}
+  shared = small_events.write(
+    tmp_path / 'test.csv', [r for r in lines if r[0] >= 'u29']
+  )
+  made = small_events.source(tmp_path, first, test_path=str(shared))
+  with pytest.raises(ValueError) as error:
+    made.prepare()
+  assert str(error.value) == (
+    f"1 entities of {shared} are in {first}, too (as 'u29'), and would be"
+    ' trained on; take them out of one of the files.'
+  )
+
+
+def test_single_events_are_warned_of(tmp_path, caplog):
+  lines = [
+    *small_events.rows(users=20),
+    ['lone', '2020-01-01', 's1', '1', '1', 'No', 'no', ''],
+  ]
+  small_events.source(
+    tmp_path, small_events.write(tmp_path / 'events.csv', lines)
+  ).prepare()
+  assert '1 of 21 entities' in caplog.text
+
+
+@pytest.mark.parametrize(
+  'text, message',
+  [
+    ('{', 'is no JSON'),
+    ('{"entity": "a", "time": "t", "fields": [{"name": "b"}]}', 'has a field'),
+    ('{"entity": "a", "time": "t", "fields": [], "x": 1}', "an entry 'x'"),
+    ('{"entity": "a", "time": "t", "fields": []}', 'names no fields'),
+    (
+      '{"entity": "a", "time": "t", "fields": [{"name": "b", "kind": "c"}]}',
+      "Column 'b' has kind 'c'; choose one of",
+    ),
+    (
+      '{"entity": "b", "time": "t", "fields": [{"name": "b", "kind": "id"}]}',
+      "Column 'b' is the entity or the time and cannot be a field",
+    ),
+  ],
+)
+def test_errors_of_schemas(tmp_path, text, message):
+  path = pathlib.Path(tmp_path) / 'schema.json'
+  path.write_text(text)
+  with pytest.raises(ValueError, match=message):
+    event_schema.Schema.load(path)
