@@ -296,13 +296,11 @@ class ByteLatent(nn.Module):
     )
     patch_BT = jnp.cumsum(closes_BT, axis=1, dtype=jnp.int32) - closes_BT
     new_B = jnp.sum(closes_BT, axis=1, dtype=jnp.int32)
+    encoded = latent_cache.Bytes(
+      x_BTD, *self.encoder_cross.keys(x_BTD), patch_BT, real_BT
+    )
     peak_BPD, patch_bytes, pending = latent_cache.extend(
-      cache.open,
-      latent_cache.Bytes(
-        x_BTD, *self.encoder_cross.keys(x_BTD), patch_BT, real_BT
-      ),
-      cache.patching.length_B,
-      new_B,
+      cache.open, encoded, cache.patching.length_B, new_B
     )
     latent, slots_YBPMHK = self._run_latent(peak_BPD, patch_bytes, new_B, cache)
     slots_YBPMHK = tuple(

@@ -82,8 +82,9 @@ def prefill(
   # Two arrays, for both are donated.
   counts = [jnp.zeros_like(rows[1]) for _ in range(2)]
   state, other = (
-    cache
-    and loop.prefill(model.step, model.params, cache, *rows, capacity=capacity)
+    None
+    if cache is None
+    else loop.prefill(model.step, model.params, cache, *rows, capacity=capacity)
     for model, cache in zip((target, draft), caches, strict=True)
   )
   if other is None:
