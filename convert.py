@@ -3,9 +3,9 @@
   python convert.py --source=facebook/blt-1b --workdir=runs/blt
   python convert.py --checkpoint=runs/blt --out=exported/blt
 
-A released checkpoint is a directory of the transformers library: config.json
-and safetensors. What it does not say of a run, as data and evaluators, comes
-from --config.
+A released checkpoint is a directory of the transformers library: config.json,
+safetensors and, for models over tokens, tokenizer.json. What it does not say of
+a run, as data and evaluators, comes from --config.
 """
 
 import contextlib
@@ -16,12 +16,14 @@ import pathlib
 import shutil
 from collections.abc import Iterator, Sequence
 
+import flax.linen as nn
 from absl import flags
 from orbax.checkpoint import v1 as ocp
 
 from configs import base
 from configs import command
 from data import codec
+from data import tokenizer_json
 from models import lm
 from models import patched
 from released import blt
@@ -88,12 +90,11 @@ def import_run(source: str, workdir: str) -> str:
   if family is None:
     description.refuse('model_type', f'is none of {", ".join(_FAMILIES)}')
   config = base.load(_CONFIG.value)
-  config = dataclasses.replace(config, model=family.model(description))
+  model = family.model(description)
+  spelling = _codec(pathlib.Path(source), description, model)
+  data = dataclasses.replace(config.data, codec=spelling)
+  config = dataclasses.replace(config, model=model, data=data)
   config = base.override(config, _SET.value)
-  if config.model.vocabulary_size != codec.VOCABULARY:
-    description.refuse(
-      'vocab_size', f'is not {codec.VOCABULARY}, as runs over bytes need'
-    )
   tree = base.to_json(config)
   plan = layouts.plan(config.model, family.leaves(config.model))
   tensors = tensor_files.scan(source)
@@ -111,11 +112,33 @@ def import_run(source: str, workdir: str) -> str:
   )
 
 
+def _codec(
+  source: pathlib.Path, description: fields.Fields, model: nn.Module
+) -> codec.Codec:
+  """How a released model reads text: by its tokenizer, or byte for byte."""
+  if not isinstance(model, lm.ByteLM):
+    return codec.Bytes()
+  path = source / tokenizer_json.NAME
+  if path.is_file():
+    bos, stops = llama.marks(description)
+    return tokenizer_json.read(
+      path, vocabulary_size=model.vocabulary_size, bos=bos, stops=stops
+    )
+  if model.vocabulary_size != codec.VOCABULARY:
+    raise ValueError(
+      f'{source} has no {path.name}, without which no text has its'
+      f' {model.vocabulary_size} ids; put the one there that the model was'
+      ' trained with (save_pretrained of its tokenizer writes it).'
+    )
+  return codec.Bytes()
+
+
 def export_run(directory: str, out: str) -> str:
   """Writes a run's parameters as a released checkpoint; says what it wrote."""
   _check_unused('--out', out)
   run = checkpoint.load_params(directory, step=_STEP.value)
-  model = base.from_json(run.config).model
+  config = base.from_json(run.config)
+  model = config.model
   family = _CLASSES.get(type(model))
   if family is None:
     known = ', '.join(cls.__name__ for cls in _CLASSES)
@@ -123,13 +146,20 @@ def export_run(directory: str, out: str) -> str:
       f'{directory} holds a {type(model).__name__}, for which no released form'
       f' is known; export a run of one of {known}.'
     )
-  description = family.describe(model, _DTYPE.value)
+  spelling = config.data.codec
+  stop, *others = spelling.stops
+  description = family.describe(model, _DTYPE.value) | {
+    'bos_token_id': spelling.bos,
+    'eos_token_id': [stop, *others] if others else stop,
+  }
   plan = layouts.plan(model, family.leaves(model))
   dtype = _DTYPES[_DTYPE.value]
   arrays = layouts.rows(plan, run.params, dtype)
   with _staged(out) as folder:
     tensor_files.write(folder, layouts.planned(plan, dtype), arrays)
     fields.write(folder, description)
+    if isinstance(spelling, tokenizer_json.TokenizerJson):
+      (folder / tokenizer_json.NAME).write_bytes(spelling.file)
   return (
     f'{_count(plan):,} parameters of step {run.step} in {out}; transformers'
     f' reads them with AutoModelForCausalLM.from_pretrained({str(out)!r})'

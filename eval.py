@@ -60,7 +60,7 @@ def main(_: Sequence[str]) -> None:
 def evaluate(
   directory: str, step: int | None, split: str, limit: str | None = None
 ) -> dict[str, Any]:
-  """Every evaluator of the run's config, and references on the same bytes."""
+  """Every evaluator of the run's config, and of text references."""
   run = restore.restore(directory, step=step, limit=limit)
   config = run.config
   config.data.prepare()
@@ -83,6 +83,8 @@ def evaluate(
     for name, x in settings.items():
       # That of the first evaluator stays where two have the same.
       report.setdefault(f'eval/{split}/{name}', x)
+  if not isinstance(documents, text.Corpus):
+    return report
   compared = references.references(
     np.asarray(documents.bytes), np.asarray(config.data.open('train').bytes)
   )
@@ -92,8 +94,13 @@ def evaluate(
 
 
 def table(report: dict[str, Any], split: str) -> str:
-  """Bits per byte of the model and of what it is compared with."""
+  """Bits per byte of the model and of what it is compared with.
+
+  Of other data than text, every score with its standard error.
+  """
   head = f'eval/{split}/'
+  if f'{head}bits_per_byte' not in report:
+    return '\n'.join(_scores(report, head))
   rows = [
     (f'model at step {report["step"]}', report[f'{head}bits_per_byte']),
     ('gzip -9', report[f'{head}reference/gzip_9']),
@@ -114,7 +121,24 @@ def table(report: dict[str, Any], split: str) -> str:
     known = error is not None and name.startswith('model')
     note = f' +- {error:.3f}' if known else ''
     lines.append(f'{name:38}{value:.3f}{note}')
+  tokens = report.get(f'{head}tokens')
+  if tokens:
+    per_token = report[f'{head}bits_per_token']
+    lines.append(f'{tokens} tokens, {per_token:.3f} bits per token')
   return '\n'.join(lines)
+
+
+def _scores(report: dict[str, Any], head: str) -> list[str]:
+  """A line for every score, without the ends of its interval."""
+  lines = []
+  for name, value in report.items():
+    is_more = name.endswith(('_stderr', '_low', '_high'))
+    if not name.startswith(head) or not isinstance(value, float) or is_more:
+      continue
+    error = report.get(f'{name}_stderr')
+    note = '' if error is None else f' +- {error:.4f}'
+    lines.append(f'{name.removeprefix(head):38}{value:.4f}{note}')
+  return lines
 
 
 if __name__ == '__main__':

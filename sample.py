@@ -23,10 +23,12 @@ from absl import flags
 
 from configs import command
 from configs import output_layer
+from configs import prompts
 from configs import restore
 from data import codec
 from evals import trace_page
 from models import forward
+from models import patched
 from models import superposition
 from samplers import bat
 from samplers import chain
@@ -34,7 +36,6 @@ from samplers import constraints
 from samplers import contrastive
 from samplers import engines
 from samplers import ngram_store
-from samplers import parallel
 from samplers import stop_strings
 from samplers import superposed
 from samplers import trace
@@ -59,7 +60,9 @@ _STOP = flags.DEFINE_multi_string(
 )
 _LAMBDA = flags.DEFINE_string('lambda', None, restore.LIMIT_HELP)
 _DRAFT = flags.DEFINE_string(
-  'draft', None, 'Run directory of a smaller model that drafts; same law.'
+  'draft',
+  None,
+  "Run of a smaller model that drafts, same law; 'self': a BLT's byte layers.",
 )
 _DRAFT_TOKENS = flags.DEFINE_integer(
   'draft_tokens', 4, 'Tokens per draft.', lower_bound=1
@@ -108,7 +111,7 @@ class Job(NamedTuple):
   codec: codec.Codec
   prompts: list[bytes]
   stops: stop_strings.StopStrings
-  draft: restore.Run | None
+  draft: engines.Source | None
   data: Any
 
 
@@ -122,22 +125,15 @@ def prepare() -> Job:
   check_ways()
   sampler = _SAMPLER.value and chain.parse(_SAMPLER.value)
   # Command-line bytes that are no UTF-8 arrive as surrogates.
-  prompts = [p.encode('utf-8', 'surrogateescape') for p in _PROMPT.value]
+  texts = [p.encode('utf-8', 'surrogateescape') for p in _PROMPT.value]
   stops = stop_strings.StopStrings(
     tuple(s.encode('utf-8', 'surrogateescape') for s in _STOP.value)
   )
-  config, params, _ = restore.restore(_CHECKPOINT.value, limit=_LAMBDA.value)
-  draft = _DRAFT.value and restore.restore(_DRAFT.value)
+  config, params, _ = restore.for_decoding(_CHECKPOINT.value, _LAMBDA.value)
   name = config.data.codec
-  if draft and draft.config.data.codec != name:
-    raise ValueError(
-      f'--draft={_DRAFT.value} has another vocabulary than --checkpoint='
-      f'{_CHECKPOINT.value}; train it on the same data.codec'
-    )
-  check_windows(
-    [config.model, *([draft.config.model] if draft else [])],
-    max(len(name.encode(prompt)) for prompt in prompts),
-  )
+  longest = max(len(name.prompt(text)) for text in texts) - 1
+  check_window(config.model, longest)
+  draft = read_draft(config, params, longest) if _DRAFT.value else None
   sampler = sampler or config.sampler
   constraints.check(sampler.rules, name.vocabulary_size)
   rules = bat.attach(
@@ -145,7 +141,7 @@ def prepare() -> Job:
   )
   sampler = dataclasses.replace(sampler, rules=rules)
   return Job(
-    config.model, params, sampler, name, prompts, stops, draft, config.data
+    config.model, params, sampler, name, texts, stops, draft, config.data
   )
 
 
@@ -186,13 +182,26 @@ def check_ways() -> None:
       raise ValueError('--contrastive gives one text; drop --num_samples')
 
 
-def check_windows(models: Sequence[Any], longest: int) -> None:
+def read_draft(config: Any, params: Any, longest: int) -> engines.Source:
+  """What --draft names; ValueError if it does not fit the model."""
+  if _DRAFT.value == 'self':
+    step = patched.ahead(unhurried(config.model))
+    return engines.Source(step, params, lambda *_: None)
+  run = restore.restore(_DRAFT.value)
+  if run.config.data.codec != config.data.codec:
+    raise ValueError(
+      f'--draft={_DRAFT.value} has another vocabulary than --checkpoint='
+      f'{_CHECKPOINT.value}; train it on the same data.codec'
+    )
+  check_window(run.config.model, longest)
+  return read_model(unhurried(run.config.model), run.params)
+
+
+def check_window(model: Any, longest: int) -> None:
   """ValueError if a prompt of so many ids and the rest do not fit a model."""
   drafted = _DRAFT_TOKENS.value + 1 if _DRAFT.value else 0
-  for model in models:
-    window = model.max_length
-    if window is None or 1 + longest + _NUM_BYTES.value + drafted <= window:
-      continue
+  window = model.max_length
+  if window is not None and 1 + longest + _NUM_BYTES.value + drafted > window:
     room = window - 1 - longest - drafted
     way_out = f'pass --num_bytes={room} or less' if room > 0 else 'shorten it'
     extra = f', {drafted} drafted' if drafted else ''
@@ -203,27 +212,14 @@ def check_windows(models: Sequence[Any], longest: int) -> None:
     )
 
 
-def read_prompts(job: Job, count: int) -> parallel.Rows:
-  """ids_BT, lengths_B and keys_B of every prompt, `count` times."""
-  ids = [[codec.BOS, *job.codec.encode(prompt)] for prompt in job.prompts]
-  lengths = np.array([len(row) for row in ids], np.int32)
-  ids_BT = np.full((len(ids), lengths.max()), codec.PADDING, np.int32)
-  for target, row in zip(ids_BT, ids, strict=True):
-    target[: len(row)] = row
-  # Folded twice, so that asking for more samples leaves the first ones alone.
-  fold = jax.vmap(jax.random.fold_in, (None, 0))
-  keys = fold(jax.random.key(_SEED.value), np.arange(len(ids)))
-  keys = jax.vmap(fold, (0, None))(keys, np.arange(count)).reshape(-1)
-  ids_BT, lengths = np.repeat(ids_BT, count, axis=0), np.repeat(lengths, count)
-  return jnp.asarray(ids_BT), jnp.asarray(lengths), keys
-
-
 def start(job: Job) -> engines.Engine:
   """Feeds every prompt, once per sample; what goes on."""
   count = _NUM_SAMPLES.value
   at_once = _BEAMS.value is not None or _SUPERPOSED.value is not None
-  rows = read_prompts(job, 1 if at_once else count)
-  plan = engines.Plan(rows, _NUM_BYTES.value, _CHUNK, (codec.EOS,))
+  rows = prompts.rows(
+    job.codec, job.prompts, 1 if at_once else count, _SEED.value
+  )
+  plan = engines.Plan(rows, _NUM_BYTES.value, _CHUNK, job.codec.stops)
   source = read_model(job.model, job.params)
   if job.draft is None and not is_search():
     return engines.draws(source, plan, job.sampler)
@@ -250,9 +246,8 @@ def start(job: Job) -> engines.Engine:
       alpha=_CONTRASTIVE.value,
       candidates=_CANDIDATES.value,
     )
-  draft = read_model(unhurried(job.draft.config.model), job.draft.params)
   return engines.drafts(
-    source, draft, plan, job.sampler, draft_tokens=_DRAFT_TOKENS.value
+    source, job.draft, plan, job.sampler, draft_tokens=_DRAFT_TOKENS.value
   )
 
 
@@ -327,7 +322,9 @@ def write(job: Job) -> None:
 
 def write_trace(job: Job, seen: engines.Seen) -> None:
   """Writes the JSON file and the page of --trace."""
-  rows = read_prompts(job, _NUM_SAMPLES.value)
+  rows = prompts.rows(
+    job.codec, job.prompts, _NUM_SAMPLES.value, _SEED.value
+  )
   model = unhurried(job.model)
   found = trace.replay(
     forward.step(model),
@@ -345,7 +342,7 @@ def write_trace(job: Job, seen: engines.Seen) -> None:
     steps = [
       trace_page.Step(
         int(ids_BN[row, n]),
-        job.codec.decode(ids_BN[row, n : n + 1]),
+        job.codec.decode(ids_BN[row, n : n + 1], begins=False),
         *(x_BN[row, n].item() for x_BN in found),
       )
       for n in range(length)
@@ -367,8 +364,9 @@ def write_trace(job: Job, seen: engines.Seen) -> None:
 
 def made(job: Job, seen: engines.Seen) -> list[bytes]:
   """The bytes of every row so far, at most as many as were asked for."""
-  rows = zip(np.asarray(seen.ids_BN), np.asarray(seen.length_B), strict=True)
-  texts = [job.codec.decode(ids_N[:length]) for ids_N, length in rows]
+  texts = prompts.made(
+    job.codec, job.prompts, _NUM_SAMPLES.value, seen.ids_BN, seen.length_B
+  )
   return [text[: _NUM_BYTES.value] for text in texts]
 
 

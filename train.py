@@ -24,6 +24,7 @@ from configs import patch_check
 from configs import stored
 from data import pipeline
 from data import text
+from models import event_lm
 from models import forward
 from training import checkpoint
 from training import host
@@ -80,7 +81,7 @@ def main(_: Sequence[str]) -> None:
     cluster.join(_CLUSTER)
     step = train(config, _WORKDIR.value, tensorboard=_TENSORBOARD.value)
     if jax.process_index() == 0:
-      print(_next(_WORKDIR.value, step, config.steps))
+      print(_next(config, _WORKDIR.value, step))
 
 
 def train(
@@ -251,6 +252,7 @@ def _batches(job: Job, params: Any) -> Any:
     process_index=jax.process_index(),
     process_count=jax.process_count(),
     stored=stored.entropies(config, params, job.train),
+    rows=config.rows,
   )
 
 
@@ -281,10 +283,8 @@ def _check_owner(
     return
   same = {name: getattr(config, name) for name in _OPERATIONAL}
   before = base.from_json(stored)
-  # What a codec has learned is no choice of the user.
-  same['data'] = before.data.untrained()
-  given = dataclasses.replace(config, data=config.data.untrained())
-  changed = base.differences(dataclasses.replace(before, **same), given)
+  before = fitting.as_given(dataclasses.replace(before, **same))
+  changed = base.differences(before, fitting.as_given(config))
   if changed:
     raise ValueError(
       f'{workdir} belongs to another config ({"; ".join(changed[:3])});'
@@ -301,8 +301,8 @@ def _check_corpus(job: Job, extra: dict[str, Any], workdir: str) -> None:
   """ValueError if the text is no longer what the checkpoint was trained on."""
   if extra['corpus'] != _fingerprint(job):
     raise ValueError(
-      f'the text of data.source={job.config.data.source} has changed since'
-      f' {workdir} was trained on it; put the old text back, or give a new'
+      f'the documents of {job.config.data} have changed since {workdir} was'
+      ' trained on them; put the old ones back, or give a new'
       ' --workdir.'
     )
 
@@ -316,18 +316,24 @@ def _listed(scores: dict[str, float | None]) -> str:
   )
 
 
-def _next(workdir: str, step: int, steps: int) -> str:
+def _next(config: base.Config, workdir: str, step: int) -> str:
   """Where the run is, and what to do with it."""
   at = shlex.quote(workdir)
-  if step < steps:
+  use = f"python sample.py --checkpoint={at} --prompt='def '"
+  if isinstance(config.model, event_lm.EventLM):
+    use = (
+      f'python -m evals.events predict --checkpoint={at} --input=FILE'
+      ' --out=FILE'
+    )
+  if step < config.steps:
     return (
-      f'stopped at step {step} of {steps}; {at} resumes when the same command'
-      ' runs again'
+      f'stopped at step {step} of {config.steps}; {at} resumes when the same'
+      ' command runs again'
     )
   return (
     f'{at} holds the trained model; next:\n'
     f'  python eval.py --checkpoint={at}\n'
-    f"  python sample.py --checkpoint={at} --prompt='def '"
+    f'  {use}'
   )
 
 

@@ -42,6 +42,8 @@ class Config:
   data: corpus, as data.text.Text.
   optimizer, objective, mesh: from training.
   sampler: how the run's samples are drawn, as samplers.chain.Chain.
+  rows: how documents become rows, as data.event_batches.EventRows; None for
+    the rows of text of data.packing.
   initial: parameters not drawn at random, from configs.initial.
   evals: evaluators, run every `eval_every` steps and at the end.
   shardings: (regular expression of a parameter path, its axes) pairs.
@@ -49,6 +51,8 @@ class Config:
   accumulate: parts a batch is cut into, one after the other.
   eval_bytes: bytes of the validation split scored each time.
   checkpoint_every: steps between checkpoints, of which `keep` stay.
+
+  Where the data are tables, read cells for bytes.
   """
 
   model: Any
@@ -61,6 +65,7 @@ class Config:
   batch_size: int
   steps: int
   initial: tuple[Any, ...] = ()
+  rows: Any = None
   evals: tuple[Any, ...] = ()
   shardings: tuple[tuple[str, tuple[Any, ...]], ...] = ()
   accumulate: int = 1

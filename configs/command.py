@@ -76,7 +76,7 @@ def _is_raised_here(error: Exception) -> bool:
     trace = trace.tb_next
   frame = trace.tb_frame
   package = frame.f_globals.get('__name__', '').split('.')[0]
-  if package not in (*base.PACKAGES, 'released', *_SCRIPTS):
+  if package not in (*base.PACKAGES, 'bench', 'released', *_SCRIPTS):
     return False
   line = linecache.getline(frame.f_code.co_filename, trace.tb_lineno)
   return line.lstrip().startswith('raise ')

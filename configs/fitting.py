@@ -7,10 +7,16 @@ import jax
 from jax.experimental import multihost_utils
 
 from configs import base
+from data import event_codes
+from models import event_lm
+from models import unlimited
 
 
 def check(config: base.Config) -> None:
-  """ValueError if a row or an id is more than the model accepts."""
+  """ValueError if a row or an id is more than the model accepts.
+
+  Of tables the model takes the number of ids from the data.
+  """
   rows = {'row_length': config.row_length}
   for number, evaluator in enumerate(config.evals):
     rows[f'evals.{number}.window'] = getattr(evaluator, 'window', 1)
@@ -21,6 +27,9 @@ def check(config: base.Config) -> None:
         f'{name}={length} exceeds model.max_length={longest}; lower the first'
         ' or raise the second.'
       )
+  unlimited.check(config.model)
+  if isinstance(config.model, event_lm.EventLM):
+    return
   ids = config.data.codec.vocabulary_size
   readers = {'model': config.model}
   recall = getattr(config.model, 'recall', None)
@@ -41,6 +50,8 @@ def with_codec(
 ) -> base.Config:
   """Prepares the data, process 0 first; the config with its codec trained.
 
+  The model of a table takes its columns from the data.
+
   stored: JSON of the run that is resumed, which keeps what it has learned.
   """
   data = base.from_json(stored).data if stored else config.data
@@ -48,4 +59,21 @@ def with_codec(
     data.trained()
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices('data prepared')
-  return dataclasses.replace(config, data=data.trained())
+  data = data.trained()
+  model = config.model
+  if isinstance(model, event_lm.EventLM):
+    columns = data.tokenizer.columns
+    numbers = [isinstance(c.code, event_codes.Bins) for c in columns]
+    model = model.clone(
+      columns=tuple(column.size for column in columns),
+      numbers=tuple(i for i, number in enumerate(numbers) if number),
+    )
+  return dataclasses.replace(config, data=data, model=model)
+
+
+def as_given(config: base.Config) -> base.Config:
+  """The config without what was learned from data, no choice of the user."""
+  model = config.model
+  if isinstance(model, event_lm.EventLM):
+    model = model.clone(columns=(), numbers=())
+  return dataclasses.replace(config, data=config.data.untrained(), model=model)

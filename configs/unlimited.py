@@ -1,6 +1,7 @@
 """A model of 512-byte rows, to be read and continued without a limit.
 
 python train.py --config=configs/unlimited.py --workdir=runs/unlimited
+python -m bench.lengths --checkpoint=runs/unlimited --read=off --read=10,512
 
 Rows are as long as the window, so that in training Lambda-shaped attention is
 plain causal attention, and its parameters are those of a plain model.

@@ -77,11 +77,18 @@ class PatchworkText(tfds.core.GeneratorBasedBuilder):
 
 def write(config: CorpusConfig, folder: pathlib.Path) -> pathlib.Path:
   """Prepares the corpus below a folder; returns the dataset's own folder."""
+  return prepare(PatchworkText, config, folder)
+
+
+def prepare(
+  kind: type[tfds.core.GeneratorBasedBuilder],
+  config: tfds.core.BuilderConfig,
+  folder: pathlib.Path,
+) -> pathlib.Path:
+  """Writes a dataset of any builder as array_record."""
   tfds.disable_progress_bar()
   with _without_warnings():
-    builder = PatchworkText(
-      data_dir=folder, config=config, file_format='array_record'
-    )
+    builder = kind(data_dir=folder, config=config, file_format='array_record')
     builder.download_and_prepare(
       download_dir=folder / 'downloads',
       download_config=tfds.download.DownloadConfig(try_download_gcs=False),

@@ -1,12 +1,13 @@
 """The byte vocabulary of the Byte Latent Transformer (arXiv 2412.09871).
 
-A codec turns bytes into ids and back; the ids below OFFSET mean the same in
-all of them. `Bytes` is this vocabulary, `data.tokens.Bpe` a larger one.
+A codec turns bytes into ids and back. `Bytes` is this vocabulary,
+`data.tokens.Bpe` a larger one in which the ids below OFFSET mean the same,
+`data.tokenizer_json.TokenizerJson` that of a released model.
 """
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
@@ -40,17 +41,30 @@ class Codec(Protocol):
   vocabulary_size: every id is below it.
   is_trained: whether there is nothing to learn before it can be used.
   lengths_V: bytes that an id stands for (int32); 0 for special ids.
+  bos: the id before a document; stops: those that end one, the first of which
+    is what a document of a corpus ends with.
+  lead: bytes that every text's ids stand for before the text itself, which
+    `decode` leaves out; most codecs have none.
   """
 
   vocabulary_size: int
   is_trained: bool
   lengths_V: np.ndarray
+  bos: int
+  stops: tuple[int, ...]
+  lead: bytes
 
   def encode(self, text: bytes | np.ndarray) -> np.ndarray:
     """Ids (int32) of bytes or of a uint8 array, without BOS and EOS."""
 
-  def decode(self, ids: np.ndarray) -> bytes:
-    """The bytes that the ids stand for; special ids are dropped."""
+  def prompt(self, text: bytes) -> np.ndarray:
+    """Ids (int32) of a text to continue, with the marks that come first."""
+
+  def decode(self, ids: np.ndarray, *, begins: bool = True) -> bytes:
+    """The bytes that the ids stand for; special ids are dropped.
+
+    begins: whether they begin a text, and do not go on with one.
+    """
 
   def trained(self, train: Any) -> 'Codec':
     """This codec, fitted to a train split (a data.text.Corpus) if need be."""
@@ -70,6 +84,10 @@ class Bytes:
   def vocabulary_size(self) -> int:
     return VOCABULARY
 
+  bos: ClassVar[int] = BOS
+  stops: ClassVar[tuple[int, ...]] = (EOS,)
+  lead: ClassVar[bytes] = b''
+
   @property
   def is_trained(self) -> bool:
     return True
@@ -81,7 +99,11 @@ class Bytes:
   def encode(self, text: bytes | np.ndarray) -> np.ndarray:
     return encode(text)
 
-  def decode(self, ids: np.ndarray) -> bytes:
+  def prompt(self, text: bytes) -> np.ndarray:
+    return marked(self.bos, encode(text))
+
+  def decode(self, ids: np.ndarray, *, begins: bool = True) -> bytes:
+    del begins  # The same anywhere.
     return decode(ids)
 
   def trained(self, train: Any) -> 'Bytes':
@@ -104,6 +126,11 @@ def decode(ids: np.ndarray) -> bytes:
   """The bytes among the ids; padding, BOS, EOS and delimiters are dropped."""
   ids = as_ids(ids, VOCABULARY)
   return (ids[ids >= OFFSET] - OFFSET).astype(np.uint8).tobytes()
+
+
+def marked(bos: int, ids: np.ndarray) -> np.ndarray:
+  """The ids (int32) after a begin mark."""
+  return np.concatenate([[bos], ids]).astype(np.int32)
 
 
 def as_array(text: bytes | np.ndarray) -> np.ndarray:

@@ -95,12 +95,13 @@ class Rows:
     first = int(np.searchsorted(self._starts, start, 'right')) - 1
     last = int(np.searchsorted(self._starts, stop - 1, 'right')) - 1
     starts_N = self._starts[first : last + 2] - start
-    ids_U = np.zeros(stop - start, np.int32)
+    # -1 marks what is neither the beginning nor the end of a document.
+    ids_U = np.full(stop - start, -1, np.int32)
     bos_N, eos_N = starts_N[:-1], starts_N[1:] - 1
-    ids_U[bos_N[bos_N >= 0]] = codec.BOS
-    ids_U[eos_N[eos_N < stop - start]] = codec.EOS
+    ids_U[bos_N[bos_N >= 0]] = self.corpus.codec.bos
+    ids_U[eos_N[eos_N < stop - start]] = self.corpus.codec.stops[0]
     # The ids between the special ones are contiguous in the corpus.
-    is_text_U = ids_U == 0
+    is_text_U = ids_U < 0
     read = max(start - int(self._starts[first]) - 1, 0)
     here = int(self._text.offsets[first]) + read
     there = here + int(np.sum(is_text_U))

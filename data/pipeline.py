@@ -22,13 +22,18 @@ def batches(
   process_index: int = 0,
   process_count: int = 1,
   stored: Mapping[str, np.ndarray] | None = None,
+  rows: Any = None,
 ) -> grain.MapDataset:
-  """Endless batches of `packing.Rows`, shuffled anew in every epoch.
+  """Endless batches of rows, shuffled anew in every epoch.
 
   Element i is this process's share, batch_size / process_count rows, of the
   i-th batch of `batch_size` rows: the same rows for every process count, and
   nothing else to remember than i. Rows that do not fill a batch at the end of
   an epoch share it with the first of the next one.
+
+  rows: makes the rows of (corpus, row_length, stored), by default packing.Rows.
+    They may have `vary(row, rng)`, which is applied whenever a row is read, and
+    `shuffled` = False.
   """
   if batch_size < 1 or batch_size % process_count:
     raise ValueError(
@@ -41,8 +46,13 @@ def batches(
     )
   if seed < 0:
     raise ValueError(f'seed={seed} must be >= 0.')
-  rows = packing.Rows(corpus, row_length, stored)
-  dataset = grain.MapDataset.source(rows).seed(seed).shuffle().repeat()
+  rows = (rows or packing.Rows)(corpus, row_length, stored)
+  dataset = grain.MapDataset.source(rows).seed(seed)
+  if getattr(rows, 'shuffled', True):
+    dataset = dataset.shuffle()
+  dataset = dataset.repeat()
+  if hasattr(rows, 'vary'):
+    dataset = dataset.random_map(rows.vary)
   shard = dataset[process_index::process_count]
   # There is no remainder; without it, Grain overflows for batches of one.
   return shard.batch(batch_size // process_count, drop_remainder=True)

@@ -6,20 +6,20 @@ within the pieces that the regular expression of GPT-2 cuts a text into
 every text has ids, and those of a text decode to it, UTF-8 or not.
 """
 
-import array
 import dataclasses
 import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from absl import logging
 
 from data import codec
 from data import folders
+from data import id_files
 from data import text as text_lib
 
 # GPT-2's: contractions, words, numbers, signs, spaces; a space goes with what
@@ -32,7 +32,6 @@ _MIN_COUNT = 2
 # The library works on text. ASCII stands for itself and every other byte for a
 # letter (U+0180 to U+01FF), so the pattern cuts no UTF-8 character in two.
 _SPELLING = {byte: byte + 256 for byte in range(128, 256)}
-_BATCH_BYTES = 2**20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +48,10 @@ class Bpe:
   vocabulary_size: int = 4096
   pattern: str = _PATTERN
   merges: str = ''
+
+  bos: ClassVar[int] = codec.BOS
+  stops: ClassVar[tuple[int, ...]] = (codec.EOS,)
+  lead: ClassVar[bytes] = b''
 
   def __post_init__(self) -> None:
     if not codec.VOCABULARY < self.vocabulary_size < 2**31:
@@ -96,10 +99,14 @@ class Bpe:
 
   def encode(self, text: bytes | np.ndarray) -> np.ndarray:
     """Ids (int32) of bytes or of a uint8 array, without BOS and EOS."""
-    return self._encode_all([text])[0]
+    return self.encode_all([text])[0]
 
-  def decode(self, ids: np.ndarray) -> bytes:
+  def prompt(self, text: bytes) -> np.ndarray:
+    return codec.marked(self.bos, self.encode(text))
+
+  def decode(self, ids: np.ndarray, *, begins: bool = True) -> bytes:
     """The bytes that the ids stand for; special ids are dropped."""
+    del begins  # The same anywhere.
     found = codec.as_ids(ids, self.vocabulary_size)
     return b''.join(self.tokens[i] for i in found)
 
@@ -117,21 +124,7 @@ class Bpe:
 
   def stream(self, corpus: text_lib.Corpus) -> codec.Stream:
     """The ids of a split, kept in a folder of it named by `digest`."""
-    folder = corpus.path / f'ids-{self.digest[:16]}'
-    folders.make_once(folder, functools.partial(self._write_ids, corpus))
-    offsets = np.load(folder / 'offsets.npy', mmap_mode='r')
-    stored = text_lib.mapped(folder / 'ids.bin', self._stored_type)
-    if len(offsets) != len(corpus) + 1 or len(stored) != offsets[-1]:
-      raise ValueError(
-        f'{folder} is damaged: {len(stored)} ids of {len(offsets) - 1}'
-        f' documents where its index says {offsets[-1]} and the corpus'
-        f' {len(corpus)}; remove it to have it prepared again.'
-      )
-    return codec.Stream(stored, offsets)
-
-  @property
-  def _stored_type(self) -> str:
-    return '<u2' if self.vocabulary_size <= 2**16 else '<u4'
+    return id_files.stream(self, corpus)
 
   @functools.cached_property
   def _pairs(self) -> list[tuple[int, int]]:
@@ -158,7 +151,7 @@ class Bpe:
     )
 
   def _make(self, **fields: Any) -> Any:
-    library = _library()
+    library = id_files.library()
     try:
       pattern = library.Regex(self.pattern)
     except Exception as error:  # The library has no class of its own for it.
@@ -172,9 +165,10 @@ class Bpe:
     tokenizer.pre_tokenizer = split
     return tokenizer
 
-  def _encode_all(
-    self, texts: list[bytes | np.ndarray]
+  def encode_all(
+    self, texts: Sequence[bytes | np.ndarray]
   ) -> list[np.ndarray]:
+    """`encode` of several texts, on all cores."""
     tokenizer = self._tokenizer
     found = tokenizer.encode_batch_fast(
       [_spell(codec.as_array(text).tobytes()) for text in texts],
@@ -185,7 +179,7 @@ class Bpe:
   def _train(self, train: text_lib.Corpus, folder: pathlib.Path) -> None:
     """Learns the merges; the same on any number of threads."""
     logging.info('Training %d tokens on %s', self.vocabulary_size, train.path)
-    library = _library()
+    library = id_files.library()
     tokenizer = self._make()
     trainer = library.trainers.BpeTrainer(
       vocab_size=self.vocabulary_size - codec.OFFSET,
@@ -211,32 +205,16 @@ class Bpe:
         made,
         self.vocabulary_size,
       )
-    trained._describe(folder, {'merges': trained.merges, 'ids': made})
+    trained.describe(folder, {'merges': trained.merges, 'ids': made})
 
-  def _write_ids(self, corpus: text_lib.Corpus, folder: pathlib.Path) -> None:
-    """The files of a stream; see codec.Stream."""
-    logging.info('Encoding %s', corpus.path)
-    offsets = array.array('q', [0])
-    size = 0
-    with (folder / 'ids.bin').open('wb') as file:
-      for batch in _batches(corpus):
-        for ids in self._encode_all(batch):
-          file.write(ids.astype(self._stored_type).tobytes())
-          offsets.append(offsets[-1] + len(ids))
-          size += int(self.lengths_V[ids].sum())
-    assert size == len(corpus.bytes), 'a codec loses nothing'
-    np.save(folder / 'offsets.npy', np.array(offsets, np.int64))
-    counts = {'documents': len(corpus), 'bytes': size, 'ids': offsets[-1]}
-    self._describe(folder, counts)
-
-  def _describe(self, folder: pathlib.Path, facts: dict[str, Any]) -> None:
+  def describe(self, folder: pathlib.Path, facts: dict[str, Any]) -> None:
     """Writes the tokenizer, and last what completes the folder."""
     tokenizer = self._tokenizer.to_str(pretty=True)
     (folder / 'tokenizer.json').write_text(tokenizer, 'utf-8')
     metadata = {
       'digest': self.digest,
       'tokenizer_sha256': hashlib.sha256(tokenizer.encode()).hexdigest(),
-      'tokenizers': _library().__version__,
+      'tokenizers': id_files.library().__version__,
       'vocabulary_size': self.vocabulary_size,
       'pattern': self.pattern,
     }
@@ -260,28 +238,3 @@ def _numbered(merges: Iterable[tuple[str, str]]) -> str:
     pairs.append(f'{ids[left]} {ids[right]}')
     ids.setdefault(left + right, codec.OFFSET + len(ids))
   return ','.join(pairs)
-
-
-def _batches(corpus: text_lib.Corpus) -> Iterator[list[np.ndarray]]:
-  """Documents in order, in lists of a megabyte or a single larger one."""
-  batch, size = [], 0
-  for document in corpus:
-    batch.append(document)
-    size += len(document)
-    if size >= _BATCH_BYTES:
-      yield batch
-      batch, size = [], 0
-  if batch:
-    yield batch
-
-
-def _library() -> Any:
-  """The package tokenizers, which only this codec needs."""
-  try:
-    import tokenizers
-  except ImportError as error:
-    raise ValueError(
-      'data.codec=data.tokens.Bpe needs the package tokenizers; install it'
-      " with pip install '.[tokens]', or use data.codec.Bytes()."
-    ) from error
-  return tokenizers

@@ -69,7 +69,7 @@ class BitsPerByte:
 
     Returns bits_per_byte with its standard error over documents (of a ratio
     of sums, by linearisation; None for a single document), and the counts of
-    bytes and documents.
+    bytes and documents; where ids are not bytes, bits_per_token and tokens.
     """
     spelling = getattr(documents, 'codec', codec.Bytes())
     documents = _prefix(documents, max_bytes)
@@ -81,7 +81,9 @@ class BitsPerByte:
     rows = pack(pieces, self.window)
     said = time.monotonic()
     for first in range(0, len(rows), self.batch_size):
-      batch = self._batch(texts, rows[first : first + self.batch_size])
+      batch = self._batch(
+        texts, rows[first : first + self.batch_size], spelling.bos
+      )
       nats_BT = score(
         apply, params, batch['ids'], batch['targets'], batch['documents']
       )
@@ -101,12 +103,17 @@ class BitsPerByte:
     if count > 1:
       variance = count / (count - 1) * np.sum(residual_N**2)
       spread = float(math.sqrt(variance) / sizes_N.sum())
-    return {
+    found = {
       'bits_per_byte': float(bits),
       'bits_per_byte_stderr': spread,
       'bytes': int(sizes_N.sum()),
       'documents': count,
     }
+    if not isinstance(spelling, codec.Bytes):
+      tokens = sum(map(len, texts))
+      per_token = float(nats_N.sum() / math.log(2) / tokens)
+      found |= {'bits_per_token': per_token, 'tokens': tokens}
+    return found
 
   def _pieces(self, counts_N: np.ndarray) -> Iterator[Piece]:
     """Windows over BOS ids EOS of every document; targets end at the EOS."""
@@ -120,7 +127,7 @@ class BitsPerByte:
         yield Piece(document, stop - self.window, stop, scored)
 
   def _batch(
-    self, texts: list[np.ndarray], rows: list[list[Piece]]
+    self, texts: list[np.ndarray], rows: list[list[Piece]], bos: int
   ) -> dict[str, np.ndarray]:
     """Rows of pieces as arrays [B, T]; owner is -1 where nothing is scored."""
     shape = (self.batch_size, self.window)
@@ -133,7 +140,7 @@ class BitsPerByte:
         # The first is BOS, so the one at place i is the text's i - 1.
         ids = texts[piece.document][max(piece.start - 1, 0) : piece.stop]
         if piece.start == 0:
-          ids = np.concatenate([[codec.BOS], ids])
+          ids = np.concatenate([[bos], ids])
         size = piece.stop - piece.start
         span = slice(column, column + size)
         batch['ids'][row, span] = ids[:size]

@@ -84,19 +84,21 @@ class BitsByPosition:
     self, apply: Any, params: Any, text: np.ndarray, spelling: Any
   ) -> tuple[np.ndarray, np.ndarray]:
     """Bits of as many ids as fill whole groups, and the bytes they are."""
-    ids = spelling.encode(text)[: self.longest].astype(np.int32)
+    ids = spelling.encode(text)[: self.longest]
     length = self.first
     while 2 * length <= len(ids):
       length *= 2
     ids = ids[:length]
     if len(ids) < self.first:
       return np.zeros(0), np.zeros(0)
-    row = np.concatenate([[codec.BOS], ids[:-1]]).astype(np.int32)
+    row = codec.marked(spelling.bos, ids[:-1])
     nats_BT = bits_per_byte.score(
       apply, params, row[None], ids[None], np.ones_like(row)[None]
     )
     bits_N = np.asarray(nats_BT, np.float64)[0] / math.log(2)
-    return bits_N, spelling.lengths_V[ids]
+    bytes_N = spelling.lengths_V[ids]
+    bytes_N[0] -= len(spelling.lead)
+    return bits_N, bytes_N
 
 
 def _summary(pairs_N2: np.ndarray) -> dict[str, float | int | None]:

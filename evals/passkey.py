@@ -83,6 +83,12 @@ class Passkey:
     text = _TASK + filler[:cut] + line + filler[cut:room] + self.cue
     return Sample(text.encode(), key.encode())
 
+  def document(self, number: int) -> bytes:
+    """A text with its answer to learn from: any length of ours, any depth."""
+    rng = np.random.default_rng((self.seed, number))
+    length = self.lengths[int(rng.integers(len(self.lengths)))]
+    return b''.join(self.sample(length, float(rng.random()), number))
+
   def run(
     self,
     apply: Callable[[Any, jax.Array, jax.Array], jax.Array],
@@ -130,10 +136,15 @@ def is_said(
   It does if every id of the answer is the best one after those before it,
   which a single forward pass shows.
   """
-  prompt, answer = (
-    spelling.encode(np.frombuffer(x, np.uint8)).astype(np.int32) for x in sample
+  before, whole = (
+    spelling.encode(text) for text in (sample.prompt, b''.join(sample))
   )
-  row = np.concatenate([[codec.BOS], prompt, answer[:-1]]).astype(np.int32)
+  # Where tokens are longer than a byte, the last of the prompt may go on.
+  shared = min(len(before), len(whole))
+  same = before[:shared] == whole[:shared]
+  start = shared if same.all() else int(same.argmin())
+  prompt, answer = whole[:start], whole[start:]
+  row = codec.marked(spelling.bos, whole[:-1])
   size = -(-len(row) // _ROUND) * _ROUND
   ids_BT, documents_BT = np.zeros((2, 1, size), np.int32)
   ids_BT[0, : len(row)] = row

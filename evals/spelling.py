@@ -287,7 +287,7 @@ class Spelling:
     """Nats of the right and the wrong answers, and whether all ids are best."""
     rows = []
     for question in questions:
-      prompt = [codec.BOS, *spelling.encode(question.text.encode())]
+      prompt = [spelling.bos, *spelling.encode(question.text.encode())]
       for answer in question[1:]:
         ids = spelling.encode(f' {answer}.'.encode())
         rows.append((np.array([*prompt, *ids], np.int32), len(prompt)))

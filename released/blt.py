@@ -188,8 +188,6 @@ def describe(model: patched.Patched, dtype: str) -> dict[str, Any]:
     'tie_word_embeddings': False,
     # Decoding with its cache gives other results than without.
     'use_cache': False,
-    'bos_token_id': 1,
-    'eos_token_id': 2,
     'patcher_config': entropy,
     'encoder_config': encoder | {'sliding_window': window},
     'decoder_config': decoder,

@@ -27,6 +27,8 @@ _BOTH = {
   'rms_norm_eps': 1e-6,
   'rope_theta': 10_000.0,
   'tie_word_embeddings': False,
+  'bos_token_id': 1,
+  'eos_token_id': 2,
 }
 _DEFAULTS = {
   'llama': _BOTH | {'intermediate_size': 11_008},
@@ -60,6 +62,21 @@ def model(config: fields_lib.Fields) -> lm.ByteLM:
     norm_epsilon=config.number('rms_norm_eps'),
     **fields_lib.sizes(config),
   )
+
+
+def marks(config: fields_lib.Fields) -> tuple[int | None, tuple[int, ...]]:
+  """The ids that begin and that end a text; none where the config says so."""
+  config = config.with_defaults(_BOTH)
+  found = {}
+  for name in ('bos_token_id', 'eos_token_id'):
+    value = None if config.is_null(name) else config.get(name)
+    value = value if isinstance(value, list) else [value]
+    ids = [i for i in value if i is not None]
+    if not all(type(i) is int and i >= 0 for i in ids):
+      config.refuse(name, 'must be ids')
+    found[name] = tuple(ids)
+  begins = found['bos_token_id']
+  return (begins[0] if begins else None), found['eos_token_id']
 
 
 def leaves(model: lm.ByteLM) -> layouts.Leaves:
@@ -97,6 +114,4 @@ def describe(model: nn.Module, dtype: str) -> dict[str, Any]:
     'sliding_window': window,
     'max_position_embeddings': model.max_length or 2**17,
     'tie_word_embeddings': model.tie_head,
-    'bos_token_id': 1,
-    'eos_token_id': 2,
   }

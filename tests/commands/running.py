@@ -9,6 +9,8 @@ from unittest import mock
 
 from absl import flags
 
+from tests import tiny_runs
+
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -36,6 +38,8 @@ def load(name):
   module = importlib.util.module_from_spec(spec)
   with mock.patch.multiple(flags, **defines):
     spec.loader.exec_module(module)
+  if name == 'train':
+    tiny_runs.share_steps(module)
   return module, own
 
 

@@ -247,7 +247,7 @@ def test_byte_language_model_as_llama_and_back(run, folder, finished, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, again.params, params)
   small_blt.edit_config(out, lambda tree: tree.update(vocab_size=32_000))
   result = convert(run, folder, f'--source={out}', f'--workdir={tmp_path}/new')
-  running.assert_refused(result, 'convert', 'vocab_size=32000 is not 260')
+  running.assert_refused(result, 'convert', 'no tokenizer.json', '32000 ids')
 
 
 def test_run_of_another_model(run, finished, tmp_path, monkeypatch):

@@ -30,6 +30,9 @@ def test_a_model_is_read_with_few_keys_as_it_is(run, copy):
   [
     ('--lambda=ten', '--lambda=ten must be two numbers'),
     ('--lambda=0,4', 'mask.n_global=0 must be >= 1'),
+    ('--lambda=4,0', 'mask.n_local=0 must be >= 1'),
+    ('--lambda=4,33', 'mask.n_local=33 exceeds the cache'),
+    ('--lambda=33,4', 'mask.n_global=33 exceeds the cache'),
   ],
 )
 @pytest.mark.parametrize('command', ['eval', 'sample'])

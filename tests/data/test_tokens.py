@@ -193,9 +193,7 @@ def test_large_vocabularies_are_stored_whole(data, trained):
   assert data.open('train').stream.stored.dtype == np.uint16
   wider = dataclasses.replace(data, codec=wide).open('train').stream
   assert wider.stored.dtype == np.uint32
-  np.testing.assert_array_equal(
-    wider.stored, data.open('train').stream.stored
-  )
+  np.testing.assert_array_equal(wider.stored, data.open('train').stream.stored)
 
 
 def test_rows_hold_the_tokens(data, trained):

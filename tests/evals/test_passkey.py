@@ -47,6 +47,49 @@ def test_a_text_has_the_length_and_the_needle_where_asked(depth):
   assert texts[0] == evaluator.sample(700, depth, 0)
 
 
+def test_documents_are_answered_texts_of_any_depth():
+  evaluator = passkey.Passkey(lengths=(300, 500), seed=1)
+  texts = [evaluator.document(number) for number in range(40)]
+  assert {len(text) for text in texts} == {300, 500}
+  places = []
+  for text in texts:
+    assert text.startswith(b'A pass key is hidden')
+    key = text[-5:]
+    assert key.isdigit() and text.count(key) == 3
+    place = text.index(b'The pass key is ' + key + b'. Remember')
+    places.append(place / len(text))
+  assert min(places) < 0.25 and max(places) > 0.6
+  assert len({text[-5:] for text in texts}) > 35
+  assert texts[7] == evaluator.document(7)
+
+
+def test_tokens_may_go_on_over_the_end_of_the_prompt():
+  """Pairs of bytes as ids, so that the last of a prompt depends on it."""
+
+  class Pairs:
+    bos = 1
+
+    def encode(self, text):
+      text = bytes(text) + b'\0' * (len(text) % 2)
+      pairs = np.frombuffer(text, np.uint8).reshape(-1, 2)
+      return pairs[:, 0].astype(np.int32) * 256 + pairs[:, 1]
+
+  answer = passkey.Sample(b'abc', b'123')
+  wanted = Pairs().encode(b'abc123')
+
+  def apply(ids_N, ids_BT, documents_BT):
+    best_T = jnp.pad(ids_N, (0, ids_BT.shape[1] - len(ids_N)))
+    return jax.nn.one_hot(best_T, 2**16)[None]
+
+  assert passkey.is_said(apply, jnp.asarray(wanted), answer, Pairs())
+  # The first id is all of the prompt's; the other two are of the answer.
+  for place, said in ((0, True), (1, False), (2, False)):
+    other = wanted.copy()
+    other[place] += 1
+    found = passkey.is_said(apply, jnp.asarray(other), answer, Pairs())
+    assert found == said
+
+
 def test_retrieval_is_as_deep_as_the_model_looks():
   evaluator = passkey.Passkey(
     lengths=(256, 1024), depths=(0.0, 0.5, 1.0), questions=3
