@@ -43,10 +43,6 @@ _BYTES = (4, 8, 16)
 _NEW = 256
 _TEXTS = 4
 
-_CHECKPOINT = flags.DEFINE_string(
-  'checkpoint', None, 'Run of a BLT to be measured, instead of the ceilings.'
-)
-
 
 def main(_: Sequence[str]) -> None:
   command.quiet()
@@ -260,4 +256,7 @@ def _start(
 
 
 if __name__ == '__main__':
+  _CHECKPOINT = flags.DEFINE_string(
+    'checkpoint', None, 'Run of a BLT to be measured, instead of the ceilings.'
+  )
   command.run(main)

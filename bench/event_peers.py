@@ -43,23 +43,6 @@ _COLUMNS = (
   'log_loss', 'ece',
 )  # fmt: skip
 
-_CONFIG = flags.DEFINE_string('config', None, 'Experiment with events as data.')
-_SET = flags.DEFINE_multi_string('set', [], 'path=value in that experiment.')
-_PEERS = flags.DEFINE_list('peers', list(PEERS), f'Some of {list(PEERS)}.')
-_OUT = flags.DEFINE_string('out', None, 'Directory for what is made.')
-_REVEALED = flags.DEFINE_bool('revealed', False, 'Show the labels of the past.')
-_PROBABILITIES = flags.DEFINE_list(
-  'probabilities', [],
-  'name=FILE.npy of other models: one probability per scored test event.',
-)  # fmt: skip
-_POSITIVE = flags.DEFINE_list(
-  'positive', [], 'Values of the label to tell from the others; else the last.'
-)
-_FRESH = flags.DEFINE_integer(
-  'fresh_users', 0, 'Train on so many users beyond the splits of a stream.'
-)
-_REPLICATES = flags.DEFINE_integer('replicates', 200, 'Of the bootstrap.')
-
 
 class Splits:
   """The three splits of a source, with the ceiling where it is known.
@@ -214,5 +197,21 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == '__main__':
+  _CONFIG = flags.DEFINE_string('config', None, 'Experiment on events.')
+  _SET = flags.DEFINE_multi_string('set', [], 'path=value in that experiment.')
+  _PEERS = flags.DEFINE_list('peers', list(PEERS), f'Some of {list(PEERS)}.')
+  _OUT = flags.DEFINE_string('out', None, 'Directory for what is made.')
+  _REVEALED = flags.DEFINE_bool('revealed', False, 'Show past labels.')
+  _PROBABILITIES = flags.DEFINE_list(
+    'probabilities', [],
+    'name=FILE.npy of other models: one probability per scored test event.',
+  )  # fmt: skip
+  _POSITIVE = flags.DEFINE_list(
+    'positive', [], 'Values of the label to tell from others; else the last.'
+  )
+  _FRESH = flags.DEFINE_integer(
+    'fresh_users', 0, 'Train on so many users beyond the splits of a stream.'
+  )
+  _REPLICATES = flags.DEFINE_integer('replicates', 200, 'Of the bootstrap.')
   flags.mark_flags_as_required(['config', 'out'])
   app.run(main)

@@ -26,12 +26,6 @@ from models import event_lm
 from models import forward
 from training import host
 
-_CHECKPOINT = flags.DEFINE_string(
-  'checkpoint', None, 'Run directory; an untrained configs/events_card.py if'
-  ' not given.',
-)  # fmt: skip
-_ENTITIES = flags.DEFINE_integer('entities', 64, 'In service at a time.')
-_LAST = flags.DEFINE_integer('last', 10_000, 'Events of the longest history.')
 _TIMED = 30
 
 
@@ -127,4 +121,10 @@ def _load() -> Served:
 
 
 if __name__ == '__main__':
+  _CHECKPOINT = flags.DEFINE_string(
+    'checkpoint', None, 'Run directory; an untrained configs/events_card.py if'
+    ' not given.',
+  )  # fmt: skip
+  _ENTITIES = flags.DEFINE_integer('entities', 64, 'In service at a time.')
+  _LAST = flags.DEFINE_integer('last', 10_000, 'Events of the longest history.')
   command.run(main)

@@ -82,6 +82,14 @@ def lines(workdir):
   ]
 
 
+@pytest.fixture(scope='module', autouse=True)
+def _share_steps():
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(train, '_make_job', train._make_job)
+    tiny_runs.share_steps(train)
+    yield
+
+
 @pytest.fixture(scope='session')
 def texts(tmp_path_factory):
   return tiny_runs.write_texts(tmp_path_factory.mktemp('train') / 'texts')
@@ -121,7 +129,7 @@ def test_run_leaves_checkpoints_metrics_and_events(uninterrupted):
   assert len(list(workdir.glob('events.out.tfevents.*'))) == 1
 
 
-@pytest.mark.parametrize('at', [2, 7])
+@pytest.mark.parametrize('at', [pytest.param(2, marks=pytest.mark.slow), 7])
 def test_killed_and_resumed_equals_uninterrupted(
   texts, uninterrupted, tmp_path, at
 ):
@@ -311,7 +319,7 @@ def poison(at):
   return change
 
 
-@pytest.mark.parametrize('at', [3, 8, 10])
+@pytest.mark.parametrize('at', [3, 8, pytest.param(10, marks=pytest.mark.slow)])
 def test_loss_that_is_not_finite_ends_the_run(
   texts, uninterrupted, tmp_path, at
 ):

@@ -1,8 +1,10 @@
 """A corpus and a config that train in a second, for tests of whole runs."""
 
+import json
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 
 from configs import base
@@ -53,3 +55,28 @@ def make_config(folder: pathlib.Path, **changes: Any) -> base.Config:
     'checkpoint_every': 4,
   }
   return base.Config(**fields | changes)
+
+
+def draw(model: Any) -> Any:
+  """Random parameters: faster than compiling the initial ones of a model."""
+  rng = np.random.default_rng(0)
+  ids_BT = np.zeros((1, 8), np.int32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), ids_BT)['params']
+  return jax.tree.map(
+    lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), shapes
+  )
+
+
+def share_steps(module: Any) -> None:
+  """Makes runs of `train`, given as a module, share programs of equal steps.
+
+  A run resumed in a process of its own has its own, as test_train has it.
+  """
+  make, steps = module._make_job, {}
+
+  def make_job(config: base.Config, mesh: Any, *rest: Any) -> Any:
+    job = make(config, mesh, *rest)
+    key = json.dumps(base.to_json(config)), mesh
+    return job._replace(step=steps.setdefault(key, job.step))
+
+  module._make_job = make_job

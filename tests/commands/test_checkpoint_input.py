@@ -11,7 +11,13 @@ from tests.commands import running
 from training import metrics
 
 
-@pytest.mark.parametrize('damage', [running.truncate, pathlib.Path.unlink])
+@pytest.mark.parametrize(
+  'damage',
+  [
+    running.truncate,
+    pytest.param(pathlib.Path.unlink, marks=pytest.mark.slow),
+  ],
+)
 def test_damaged_checkpoint_gives_way_to_the_one_before(
   run, folder, copy, caplog, damage
 ):

@@ -28,12 +28,7 @@ def save(folder, name, config):
   """A run directory with drawn parameters, which is faster than training."""
   workdir = folder / name
   config.data.prepare()
-  rng = np.random.default_rng(0)
-  ids = np.zeros((1, 8), np.int32)
-  shapes = jax.eval_shape(config.model.init, jax.random.key(0), ids)['params']
-  drawn = jax.tree.map(
-    lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), shapes
-  )
+  drawn = tiny_runs.draw(config.model)
   for source in config.initial:
     drawn = source(config, drawn, config.data.open('train'))
   optimizer = config.optimizer.build(config.steps)

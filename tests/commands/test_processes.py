@@ -62,7 +62,13 @@ def test_real_process_with_a_long_prompt(finished):
   ('name', 'flag', 'words'),
   [
     ('train', '--confg=x', "flag 'confg'. Did you mean: config"),
-    ('eval', '--split=tset', 'value should be one of <train|validation|test>'),
+    # Values are judged in this process by test_checkpoint_input as well.
+    pytest.param(
+      'eval',
+      '--split=tset',
+      'value should be one of <train|validation|test>',
+      marks=pytest.mark.slow,
+    ),
     ('sample', '--num_bytes=0', '--num_bytes=0'),
     ('train', 'configs/tiny.py', "'configs/tiny.py' is no flag"),
   ],

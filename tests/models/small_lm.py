@@ -30,14 +30,16 @@ EXTRAS = {
 @functools.cache
 def draw(model: lm.ByteLM, seed: int = 0) -> Any:
   """Parameters with every array random, so that no layer is silent."""
-  ids = jnp.zeros((1, 4), jnp.int32)
+  ids = np.zeros((1, 4), np.int32)
   params = jax.eval_shape(model.init, jax.random.key(seed), ids)
   leaves, tree = jax.tree.flatten(params['params'])
   rng = np.random.default_rng(seed)
   return jax.tree.unflatten(
     tree,
     [
-      jnp.asarray(rng.normal(0, 0.3, x.shape) + (x.ndim == 1), jnp.float32)
+      jnp.asarray(
+        (rng.normal(0, 0.3, x.shape) + (x.ndim == 1)).astype(np.float32)
+      )
       for x in leaves
     ],
   )
@@ -48,7 +50,7 @@ def ids(
 ) -> jax.Array:
   """Random ids of a few bytes, so that recall finds matches."""
   rng = np.random.default_rng(seed)
-  return jnp.asarray(rng.integers(low, high, (batch, length)), jnp.int32)
+  return jnp.asarray(rng.integers(low, high, (batch, length)).astype(np.int32))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -26,8 +26,10 @@ def _case(length, seed=0):
 
 
 def _tokens(documents):
-  place = jnp.broadcast_to(jnp.arange(documents.shape[1]), documents.shape)
-  return masks.Tokens(place, jnp.asarray(documents, jnp.int32))
+  place = np.broadcast_to(np.arange(documents.shape[1]), documents.shape)
+  return masks.Tokens(
+    *(jnp.asarray(x.astype(np.int32)) for x in (place, documents))
+  )
 
 
 def _loop(query, key, value, documents, window):
@@ -145,13 +147,17 @@ def test_every_backend_computes_the_same(groups):
   rng = np.random.default_rng(groups)
   key, value = rng.normal(size=(2, 2, 13, groups, 8)).astype(np.float32)
   tokens = _tokens(documents)
-  seen = masks.visible(masks.Causal(window=4), tokens, tokens)
+  seen = np.asarray(
+    jax.jit(masks.visible, static_argnums=0)(
+      masks.Causal(window=4), tokens, tokens
+    )
+  )
   assert not seen.any(-1).all(), 'some query sees nothing'
   ways = [
     functools.partial(_attend, seen=seen, function=function)
     for function in (attention._attend_einsum, attention._attend_fused)
   ]
-  outputs = [way(query, key, value) for way in ways]
+  outputs = [jax.jit(way)(query, key, value) for way in ways]
   np.testing.assert_allclose(*outputs, atol=1e-5)
   for a, b in zip(
     *(_gradients(way, query, key, value) for way in ways), strict=True
@@ -163,11 +169,12 @@ def test_every_backend_computes_the_same(groups):
 def test_bfloat16_inputs_are_accumulated_in_float32():
   query, key, value, documents = _case(40)
   mask, tokens = masks.Causal(), _tokens(documents)
-  halves = [jnp.asarray(x, jnp.bfloat16) for x in (query, key, value)]
+  halves = [x.astype(jnp.bfloat16) for x in (query, key, value)]
   found = _whole(*halves, tokens, mask)
   assert found.dtype == jnp.bfloat16
-  expected = _whole(*(x.astype(jnp.float32) for x in halves), tokens, mask)
-  np.testing.assert_allclose(found.astype(np.float32), expected, atol=0.02)
+  expected = _whole(*(x.astype(np.float32) for x in halves), tokens, mask)
+  found = np.asarray(found).astype(np.float32)
+  np.testing.assert_allclose(found, expected, atol=0.02)
 
 
 _store = jax.jit(layer_cache.store)
@@ -183,14 +190,15 @@ def test_the_cache_holds_the_last_tokens_of_every_row(slots):
     key, value = rng.normal(size=(2, 3, width, 2, 4)).astype(np.float32)
     index = np.arange(width)[None]
     tokens = masks.Tokens(
-      jnp.asarray(length[:, None] + index, jnp.int32),
-      jnp.asarray(index < count[:, None], jnp.int32),
+      (length[:, None] + index).astype(np.int32),
+      (index < count[:, None]).astype(np.int32),
     )
     cache = _store(cache, key, value, tokens)
     for b in range(3):
       for t in range(count[b]):
         rows[b][length[b] % slots] = (key[b, t], value[b, t], length[b])
         length[b] += 1
+  cache = jax.device_get(cache)
   assert length.min() > 4, 'the short ones wrapped around'
   for b, row in enumerate(rows):
     for slot in range(slots):
@@ -205,6 +213,7 @@ def test_norm_equals_its_formula_also_for_small_inputs():
   x = np.random.default_rng(0).normal(size=(2, 3, 8)) * 1e-3
   scale = np.linspace(0.5, 2.0, 8)
   expected = x * scale / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
-  variables = {'params': {'scale': jnp.asarray(scale, jnp.float32)}}
-  found = attention.RMSNorm().apply(variables, jnp.asarray(x, jnp.float32))
+  variables = {'params': {'scale': scale.astype(np.float32)}}
+  apply = jax.jit(attention.RMSNorm().apply)
+  found = apply(variables, x.astype(np.float32))
   np.testing.assert_allclose(found, expected, rtol=1e-5)

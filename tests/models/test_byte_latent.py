@@ -64,7 +64,7 @@ def apply(model, params, ids, documents, **extra):
 
 def forward(model, params, ids, documents=None, **extra):
   documents = np.ones_like(ids) if documents is None else documents
-  return apply(model, params, ids, documents, **extra)
+  return jax.device_get(apply(model, params, ids, documents, **extra))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -75,8 +75,14 @@ def extend(model, params, ids, documents, cache, entropy_BT):
 
 
 @functools.partial(jax.jit, static_argnums=0)
+def layout_of(model, ids, entropy=None):
+  """Where patches end, and what is read where."""
+  closes = model.patching.closes(ids, jnp.ones_like(ids), entropy)
+  return closes, patching.layout(closes, jnp.ones_like(ids))
+
+
 def closes_of(model, ids, entropy=None):
-  return model.patching.closes(ids, jnp.ones_like(ids), entropy)
+  return np.asarray(layout_of(model, ids, entropy)[0])
 
 
 # Patches of at most two bytes: more than the 16 that a half has room for.
@@ -107,11 +113,18 @@ def with_masks(model, local, latent):
   )
 
 
-LAMBDA = (masks.Lambda(n_global=2, n_local=6), masks.Lambda(1, 2))
+def with_lambdas(model):
+  """One layer of each kind, all of them with sinks."""
+  model = model.copy(
+    latent=model.latent.copy(layers=1), decoder=model.decoder.copy(layers=1)
+  )
+  return with_masks(
+    model, masks.Lambda(n_global=2, n_local=6), masks.Lambda(1, 2)
+  )
 
 
 @pytest.mark.parametrize(
-  'base', [MODEL, with_masks(MODEL, *LAMBDA)], ids=['window', 'lambda']
+  'base', [MODEL, with_lambdas(MODEL)], ids=['window', 'lambda']
 )
 def test_packed_documents_are_separate_ones(base):
   lengths = [[7, 1, 12, 12], [32], [3, 2, 20], [15, 17]]
@@ -125,7 +138,7 @@ def test_packed_documents_are_separate_ones(base):
       alone.append((row, slice(start, start + length)))
       start += length
   model = base.copy(rows=4, reserve=0.75)
-  packed, counts = forward(model, parameters(), ids, documents)
+  packed, counts = forward(model, parameters(base), ids, documents)
   assert counts['overflow'] == 0
   # Padding must not matter, so it holds other bytes.
   rows_ids = text_ids(5, (12, LENGTH))
@@ -138,7 +151,7 @@ def test_packed_documents_are_separate_ones(base):
     [
       forward(
         base,
-        parameters(),
+        parameters(base),
         rows_ids[i : i + BATCH],
         rows_documents[i : i + BATCH],
       )[0]
@@ -155,12 +168,11 @@ def test_bytes_without_room_are_counted():
   ids = text_ids(6)
   full, counts = forward(DENSE, parameters(), ids)
   assert counts['overflow'] == 0
-  closes = closes_of(DENSE, ids)
-  layout = patching.layout(closes, jnp.ones_like(ids))
+  layout = jax.device_get(layout_of(DENSE, ids)[1])
   assert counts['patches'] == layout.count_B.sum()
   small = DENSE.copy(reserve=0.5)
   assert small.budget(LENGTH) == 16
-  fits = np.array(layout.encoder_BT < 16)
+  fits = layout.encoder_BT < 16
   assert not fits.all()
   logits, counts = forward(small, parameters(), ids)
   assert counts['overflow'] == (~fits).sum()
@@ -183,7 +195,7 @@ def test_gradients_are_finite_with_empty_and_missing_patches():
     logits, _ = STALE.apply({'params': params}, ids, documents)
     return jnp.sum(jnp.square(logits))
 
-  grads = jax.jit(jax.grad(loss))(parameters())
+  grads = jax.device_get(jax.jit(jax.grad(loss))(parameters()))
   for path, grad in jax.tree_util.tree_leaves_with_path(grads):
     assert np.isfinite(grad).all(), path
     assert np.any(grad), path
@@ -207,7 +219,7 @@ DECODER = MODEL.copy(
 
 
 @pytest.mark.parametrize(
-  'model', [DECODER, with_masks(DECODER, *LAMBDA)], ids=['window', 'lambda']
+  'model', [DECODER, with_lambdas(DECODER)], ids=['window', 'lambda']
 )
 def test_decoding_is_the_full_forward(model):
   params = parameters(model)
@@ -216,7 +228,7 @@ def test_decoding_is_the_full_forward(model):
   entropy = entropy.astype(np.float32)
   full, _ = forward(model, params, ids, entropy_BT=entropy)
   lengths = np.array([9, 1, 4, 8])
-  cache = model.init_cache(BATCH, LENGTH)
+  cache = jax.jit(lambda: model.init_cache(BATCH, LENGTH))()
 
   def read(cache, start_B, width, count_B):
     """Reads the next count_B bytes of each row; checks their logits."""
@@ -233,6 +245,7 @@ def test_decoding_is_the_full_forward(model):
       cache,
       part_entropy,
     )
+    logits = np.asarray(logits)
     expected = np.take_along_axis(full, index[:, :, None], axis=1)
     np.testing.assert_allclose(logits[real], expected[real], atol=2e-5)
     np.testing.assert_array_equal(cache.length_B, start_B + count_B)

@@ -1,5 +1,6 @@
 """Hashed n-grams and recall against Python integers and double loops."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,6 +11,9 @@ from hypothesis import strategies as st
 from models import masks
 from models import ngrams
 from models import recall
+
+_hash_ids = jax.jit(ngrams.hash_ids, static_argnums=1)
+_recall = jax.jit(recall.recall, static_argnames=('size', 'reach'))
 
 
 def _signed(value):
@@ -24,11 +28,10 @@ def test_hash_is_that_of_signed_64_bit_integers(rows, n):
   windows = rng.integers(0, 260, (400, n))
   windows[0], windows[1] = 0, 259
   expected = [
-    _signed(sum(int(x) * 1_000_000_007**t for t, x in enumerate(window)))
-    % rows
+    _signed(sum(int(x) * 1_000_000_007**t for t, x in enumerate(window))) % rows
     for window in windows
   ]
-  found = ngrams.hash_ids(jnp.asarray(windows, jnp.int32), rows)
+  found = _hash_ids(windows.astype(np.int32), rows)
   np.testing.assert_array_equal(found, expected)
 
 
@@ -62,10 +65,10 @@ def test_recall_is_the_latest_match_of_its_document(seed, size, reach, cut):
   rng = np.random.default_rng(seed)
   ids = rng.integers(4, 7, (2, 24))
   ages = np.tile(np.r_[np.arange(cut), np.arange(24 - cut)], (2, 1))
-  none = jnp.zeros((2, 0), jnp.int32)
-  found = recall.recall(
-    jnp.asarray(ids, jnp.int32),
-    jnp.asarray(ages, jnp.int32),
+  none = np.zeros((2, 0), np.int32)
+  found = _recall(
+    ids.astype(np.int32),
+    ages.astype(np.int32),
     none,
     size=size,
     reach=reach,
@@ -80,13 +83,13 @@ def test_recall_is_the_latest_match_of_its_document(seed, size, reach, cut):
 @pytest.mark.parametrize('length', [1, 5])
 def test_recall_continues_from_the_ids_before(length):
   rng = np.random.default_rng(0)
-  ids = jnp.asarray(rng.integers(4, 7, (3, 30)), jnp.int32)
-  ages = jnp.tile(jnp.arange(30)[None], (3, 1))
-  none = jnp.zeros((3, 0), jnp.int32)
-  whole = recall.recall(ids, ages, none, size=2, reach=9)
+  ids = rng.integers(4, 7, (3, 30)).astype(np.int32)
+  ages = np.tile(np.arange(30, dtype=np.int32)[None], (3, 1))
+  none = np.zeros((3, 0), np.int32)
+  whole = np.asarray(_recall(ids, ages, none, size=2, reach=9))
   context = recall.RecallEmbedding(sizes=(2,), reach=9).context
   for start in range(context, 30 - length):
-    found = recall.recall(
+    found = _recall(
       ids[:, start : start + length],
       ages[:, start : start + length],
       ids[:, start - context : start],
@@ -99,7 +102,7 @@ def test_recall_continues_from_the_ids_before(length):
 @pytest.mark.parametrize('window', [None, 1, 3])
 def test_causal_mask_by_a_double_loop(window):
   allowed = masks.Causal(window=window).allows(
-    jnp.arange(7)[:, None], jnp.arange(7)[None]
+    np.arange(7)[:, None], np.arange(7)[None]
   )
   for i in range(7):
     for j in range(7):

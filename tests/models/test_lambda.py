@@ -83,8 +83,7 @@ def lambdas(draw):
   )
 
 
-@hypothesis.settings(max_examples=10)
-@hypothesis.given(
+ANY_SHAPE = hypothesis.given(
   mask=lambdas(),
   position=st.sampled_from([ROTARY, positions.Alibi()]),
   length=st.integers(1, 170),
@@ -92,7 +91,19 @@ def lambdas(draw):
   runs=st.integers(1, 4),
   seed=st.integers(0, 999),
 )
+
+
+# Each of them is a program of its own.
+@hypothesis.settings(max_examples=4)
+@ANY_SHAPE
 def test_rows_of_any_shape(mask, position, length, groups, runs, seed):
+  check_rows(mask, position, length, groups, runs, seed)
+
+
+@pytest.mark.slow
+@hypothesis.settings(max_examples=40)
+@ANY_SHAPE
+def test_rows_of_many_shapes(mask, position, length, groups, runs, seed):
   check_rows(mask, position, length, groups, runs, seed)
 
 

@@ -1,13 +1,12 @@
 """Patch boundaries against the lists of lengths that define them."""
 
+import functools
 import itertools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import masks
 from models import patching
 
 BOS, EOS, DELIMITER = 1, 2, 3
@@ -83,6 +82,23 @@ def documents_of(rng, lengths):
   return ids, [rng.uniform(0, 3, n).astype(np.float32) for n in lengths]
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def found(patches, ids, documents, entropy):
+  """The bytes that start a patch, and those that end one."""
+  return (
+    patches.starts(ids, documents, entropy),
+    patches.closes(ids, documents, entropy),
+  )
+
+
+def starts_of(patches, ids, documents, entropy):
+  return np.asarray(found(patches, ids, documents, entropy)[0])
+
+
+def closes_of(patches, ids, documents, entropy):
+  return np.asarray(found(patches, ids, documents, entropy)[1])
+
+
 def pad_rows(rows):
   longest = max(map(len, rows))
   return np.stack([np.pad(row, (0, longest - len(row))) for row in rows])
@@ -94,8 +110,11 @@ def test_starts_are_those_of_the_definition(rule, limit):
   rng = np.random.default_rng(0)
   ids, entropies = documents_of(rng, [1, 2, 3, 3, 19, 20, 20, 20])
   real = np.stack([np.arange(20) < len(row) for row in ids])
-  starts = patching.Patching(rule, max_length=limit).starts(
-    pad_rows(ids), real.astype(np.int32), pad_rows(entropies)
+  starts = starts_of(
+    patching.Patching(rule, max_length=limit),
+    pad_rows(ids),
+    real.astype(np.int32),
+    pad_rows(entropies),
   )
   for row, id_T, entropy_T in zip(starts, ids, entropies, strict=True):
     expected = lengths_of(starts_by_definition(rule, id_T, entropy_T))
@@ -109,14 +128,15 @@ def test_starts_are_those_of_the_definition(rule, limit):
 def test_all_and_no_starts(threshold, last):
   rule = patching.Patching(patching.Entropy(threshold), max_length=None)
   ids = np.full((1, 7), 9, np.int32)
-  starts = rule.starts(ids, np.ones_like(ids), np.ones((1, 7)))
+  starts = starts_of(rule, ids, np.ones_like(ids), np.ones((1, 7), np.float32))
   assert np.flatnonzero(starts[0]).tolist() == list(range(last + 1))
 
 
 def test_space_keeps_a_words_first_separator():
   text = b'ab  cd, ef-'
   ids = np.array([[BOS, *(b + 4 for b in text)]], np.int32)
-  starts = patching.Patching(max_length=None).starts(ids, np.ones_like(ids))
+  patches = patching.Patching(max_length=None)
+  starts = starts_of(patches, ids, np.ones_like(ids), None)
   edges = np.flatnonzero(starts[0]) - 1
   pieces = [text[max(a, 0) : b] for a, b in itertools.pairwise(edges)]
   assert pieces == [b'', b'ab ', b' cd,', b' ef-']
@@ -125,25 +145,30 @@ def test_space_keeps_a_words_first_separator():
 @pytest.mark.parametrize('rule', RULES, ids=str)
 def test_packed_documents_are_patched_one_by_one(rule):
   rng = np.random.default_rng(1)
-  lengths = [5, 1, 2, 9, 3]
+  lengths = [5, 1, 2, 6, 3]
   ids, entropies = documents_of(rng, lengths)
-  documents = np.repeat(np.arange(1, 6), lengths)
-  patches = patching.Patching(rule, max_length=4)
-  pad = [(0, 3)]
-  whole = patches.closes(
-    np.pad(np.concatenate(ids), pad)[None],
-    np.pad(documents, pad)[None],
-    np.pad(np.concatenate(entropies), pad)[None],
-  )
+  patches = patching.Patching(rule, max_length=5)
+  # The first row holds all of them, five others one each, two nothing.
+  numbers = [np.repeat(np.arange(1, 6), lengths), *map(np.ones_like, ids)]
+  inputs = [np.zeros((8, 20), x) for x in (np.int32, np.int32, np.float32)]
+  for rows, parts in zip(
+    inputs,
+    (
+      [np.concatenate(ids), *ids],
+      numbers,
+      [np.concatenate(entropies), *entropies],
+    ),
+    strict=True,
+  ):
+    for row, part in zip(rows, parts, strict=False):
+      row[: len(part)] = part
+  closes = closes_of(patches, *inputs)
   alone = [
-    patches.closes(i[None], np.ones_like(i)[None], h[None])[0]
-    for i, h in zip(ids, entropies, strict=True)
+    row[:length] for row, length in zip(closes[1:], lengths, strict=False)
   ]
-  np.testing.assert_array_equal(whole[0, :-3], np.concatenate(alone))
-  assert not whole[0, -3:].any()
-  starts = patches.starts(
-    np.concatenate(ids)[None], documents[None], np.concatenate(entropies)[None]
-  )
+  np.testing.assert_array_equal(closes[0, :17], np.concatenate(alone))
+  assert not closes[0, 17:].any() and not closes[6:].any()
+  starts = starts_of(patches, *inputs)
   first = np.cumsum([0, *lengths[:-1]])
   assert starts[0, first].all() and starts[0, first + 1].all()
 
@@ -152,12 +177,12 @@ def test_packed_documents_are_patched_one_by_one(rule):
 def test_byte_by_byte_is_the_same_rule(rule):
   rng = np.random.default_rng(2)
   patches = patching.Patching(rule, max_length=5)
-  lengths = [20, 1, 13]
+  lengths = [20, 1, 13, 2, 7, 20, 3, 5]
   ids, entropies = documents_of(rng, lengths)
   ids, entropies = pad_rows(ids), pad_rows(entropies)
   real = np.arange(20)[None] < np.array(lengths)[:, None]
-  whole = patches.closes(ids, real.astype(np.int32), entropies)
-  state, parts = patches.init(3), []
+  whole = closes_of(patches, ids, real.astype(np.int32), entropies)
+  state, parts = jax.jit(lambda: patches.init(8))(), []
   extend = jax.jit(patches.extend)
   # A prefix in one call, and then the same shapes again.
   for start in range(0, 20, 4):
@@ -166,6 +191,7 @@ def test_byte_by_byte_is_the_same_rule(rule):
       state, ids[:, span], real[:, span], entropies[:, span]
     )
     parts.append(closes)
+  state = jax.device_get(state)
   np.testing.assert_array_equal(np.concatenate(parts, 1), whole)
   np.testing.assert_array_equal(state.index_B, lengths)
   for row, length in enumerate(lengths):
@@ -175,24 +201,27 @@ def test_byte_by_byte_is_the_same_rule(rule):
 
 def test_a_prefix_has_the_prefix_of_the_patches():
   rng = np.random.default_rng(3)
-  ids, entropies = documents_of(rng, [16])
+  ids, entropies = documents_of(rng, [20])
+  ids, entropies = (np.tile(x[0], (8, 1)) for x in (ids, entropies))
+  lengths = np.array([20, 1, 2, 3, 4, 7, 11, 16])
+  real = (np.arange(20) < lengths[:, None]).astype(np.int32)
   for rule in RULES:
     patches = patching.Patching(rule, max_length=5)
-    whole = patches.closes(ids[0][None], np.ones((1, 16)), entropies[0][None])
-    for n in (1, 2, 3):
-      prefix = patches.closes(
-        ids[0][None, :n], np.ones((1, n)), entropies[0][None, :n]
-      )
-      np.testing.assert_array_equal(prefix[0], whole[0, :n])
+    closes = closes_of(patches, ids, real, entropies)
+    for row, length in zip(closes, lengths, strict=True):
+      np.testing.assert_array_equal(row[:length], closes[0, :length])
+    # A row of one byte has nothing before or after it.
+    one = closes_of(patches, ids[:1, :1], real[:1, :1], entropies[:1, :1])
+    np.testing.assert_array_equal(one, closes[:1, :1])
 
 
 def test_layout_reads_the_last_complete_patch():
   rng = np.random.default_rng(4)
   documents = np.array([[1, 1, 1, 1, 2, 2, 2, 3, 4, 4, 0, 0]])
   closes = rng.random(documents.shape) < 0.4
-  closes |= masks.row_tokens(documents).position_BT == 0
+  closes |= np.diff(documents, prepend=0) != 0
   closes &= documents > 0
-  layout = patching.layout(jnp.asarray(closes), documents)
+  layout = jax.device_get(jax.jit(patching.layout)(closes, documents))
   patches = []  # (document, bytes) in order
   for i, document in enumerate(documents[0]):
     if not document:
@@ -212,7 +241,7 @@ def test_layout_reads_the_last_complete_patch():
 def test_segments_number_documents():
   documents = np.array([[7, 7, 3, 3, 7, 0, 0], [0, 0, 5, 5, 5, 6, 6]])
   np.testing.assert_array_equal(
-    patching.segments(documents),
+    jax.jit(patching.segments)(documents),
     [[1, 1, 2, 2, 3, 0, 0], [0, 0, 1, 1, 1, 2, 2]],
   )
 
@@ -220,7 +249,7 @@ def test_segments_number_documents():
 def test_entropy_is_exact_for_uniform_and_certain():
   logits = np.array([[0.0] * 8, [0.0] + [-1e9] * 7, [0.0] + [-np.inf] * 7])
   np.testing.assert_allclose(
-    patching.entropy(jnp.asarray(logits)), [np.log(8), 0, 0], atol=1e-6
+    jax.jit(patching.entropy)(logits), [np.log(8), 0, 0], atol=1e-6
   )
 
 

@@ -38,25 +38,29 @@ def jitted(model):
 
 
 def recent_ids(ids_BT, place, context):
-  before = jnp.pad(ids_BT[:, :place], ((0, 0), (context, 0)))
+  before = np.pad(ids_BT[:, :place], ((0, 0), (context, 0)))
   return before[:, before.shape[1] - context :]
 
 
-@pytest.mark.parametrize('kind', ['bytes', 'tables', 'lm'])
+# The rows and room of all that the tests read.
+SHAPE = latent.BATCH, latent.LENGTH
+
+
+@pytest.mark.parametrize(
+  'kind', ['bytes', 'tables', pytest.param('lm', marks=pytest.mark.slow)]
+)
 def test_a_weight_of_one_is_the_plain_step(kind):
   model, params = drawn(kind)
-  ids_BT = latent.text_ids(0, (2, 14))
-  expected_BTV = jax.jit(forward.pure(model))(
-    params, ids_BT, jnp.ones_like(ids_BT)
-  )
+  ids_BT = latent.text_ids(0, SHAPE)
+  expected_BTV = test_patched.logits_of(model, params, ids_BT)
   context, _ = superposition.mixing(model)
-  weights_BM = jnp.tile(jnp.array([[0.0, 1.0]]), (2, 1))
-  cache = model.init_cache(2, 14)
+  weights_BM = np.tile(np.array([[0.0, 1.0]], np.float32), (SHAPE[0], 1))
+  cache = test_patched.empty(model, *SHAPE)
   for place in range(14):
     recent_BC = recent_ids(ids_BT, place, context)
     # The other draft counts for nothing.
-    recent_BMC = jnp.stack([recent_BC + 1, recent_BC], axis=1)
-    last_BM = jnp.stack([ids_BT[:, place] + 1, ids_BT[:, place]], axis=1)
+    recent_BMC = np.stack([recent_BC + 1, recent_BC], axis=1)
+    last_BM = np.stack([ids_BT[:, place] + 1, ids_BT[:, place]], axis=1)
     found_BV, cache = jitted(model)(
       params, recent_BMC, last_BM, weights_BM, cache
     )
@@ -74,7 +78,9 @@ def test_the_mean_is_an_id_of_mean_embedding():
 
   def blended(embedding_VD):
     mean_D = share * embedding_VD[a] + (1 - share) * embedding_VD[b]
-    return jnp.asarray(embedding_VD).at[both].set(mean_D)
+    changed_VD = np.array(embedding_VD)
+    changed_VD[both] = mean_D
+    return changed_VD
 
   params = jax.tree_util.tree_map_with_path(
     lambda path, x: (
@@ -84,28 +90,26 @@ def test_the_mean_is_an_id_of_mean_embedding():
     ),
     params,
   )
-  ids_BT = jnp.full((1, 9), both)
-  expected_BTV = jax.jit(forward.pure(model))(
-    params, ids_BT, jnp.ones_like(ids_BT)
-  )
-  plain_BTV = jax.jit(forward.pure(model))(
-    params, jnp.full_like(ids_BT, b), jnp.ones_like(ids_BT)
-  )
-  assert np.abs(expected_BTV - plain_BTV).max() > 1e-2
+  ids_BT = np.full(SHAPE, both, np.int32)
+  ids_BT[1:] = b
+  expected_BTV = test_patched.logits_of(model, params, ids_BT)
+  assert np.abs(expected_BTV[0] - expected_BTV[1]).max() > 1e-2
   context, _ = superposition.mixing(model)
-  cache = model.init_cache(1, 9)
+  cache = test_patched.empty(model, *SHAPE)
+  weights_BM = np.tile(np.array([[share, 1 - share]], np.float32), (4, 1))
+  weights_BM[1:] = 0.0, 1.0
   for place in range(9):
     found_BV, cache = jitted(model)(
       params,
-      jnp.zeros((1, 2, context), jnp.int32),
-      jnp.array([[a, b]]),
-      jnp.array([[share, 1 - share]]),
+      np.zeros((4, 2, context), np.int32),
+      np.tile(np.array([[a, b]], np.int32), (4, 1)),
+      weights_BM,
       cache,
     )
     np.testing.assert_allclose(
       found_BV, expected_BTV[:, place], rtol=1e-4, atol=1e-4
     )
-  assert int(cache.model.patches_B[0]) > 1
+  assert np.asarray(cache.model.patches_B)[0] > 1
 
 
 def test_one_draft_of_a_patched_model_is_greedy():
@@ -114,7 +118,8 @@ def test_one_draft_of_a_patched_model_is_greedy():
   ids_BT, lengths_B = test_patched.ragged(2)
   count, size = 10, 18
   state = loop.prefill(
-    forward.step(model), params, model.init_cache(2, size), ids_BT, lengths_B,
+    forward.step(model), params, test_patched.empty(model, 2, size),
+    ids_BT, lengths_B,
     jax.random.split(jax.random.key(0), 2), capacity=count,
   )  # fmt: skip
   found = superposed.search(
@@ -127,16 +132,20 @@ def test_one_draft_of_a_patched_model_is_greedy():
     superposed.Superposed(drafts=1, alpha=0.0, temperature=1.0, reset=4),
     num_tokens=count,
   )
-  full = jax.jit(forward.pure(model))
+  text_BT = np.zeros(SHAPE, np.int32)
+  text_BT[:2, : ids_BT.shape[1]] = ids_BT
+  ends_B = np.array([*lengths_B, 1, 1])
+  for place_B in ends_B + np.arange(count)[:, None]:
+    real_BT = np.arange(SHAPE[1])[None] < place_B[:, None]
+    logits_BTV, _ = test_patched.whole(model)(
+      params, text_BT, real_BT.astype(np.int32)
+    )
+    rows = np.arange(len(place_B))
+    last_BV = np.asarray(logits_BTV)[rows, place_B - 1]
+    text_BT[rows, place_B] = np.argmax(last_BV, axis=-1)
   for row, length in enumerate(lengths_B):
-    text = np.zeros((1, size), np.int32)
-    text[0, :length] = ids_BT[row, :length]
-    for place in range(length, length + count):
-      real = (np.arange(size) < place)[None].astype(np.int32)
-      logits_BTV = full(params, text, real)
-      text[0, place] = np.argmax(logits_BTV[0, place - 1])
     np.testing.assert_array_equal(
-      found.ids_BMN[row, 0], text[0, length : length + count]
+      np.asarray(found.ids_BMN)[row, 0], text_BT[row, length : length + count]
     )
 
 

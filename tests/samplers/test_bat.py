@@ -37,15 +37,19 @@ def made(rule, **fields):
   return chain.Chain((rule(basis_VC=BASIS, **fields),))
 
 
-def expected_set(t):
-  """By one decision after the other."""
-  status_B = support.decide(
+@jax.jit
+def decide(t):
+  return support.decide(
     support.whiten(BASIS, jnp.tile(p_V, (V, 1))),
     jnp.arange(V),
     jnp.full((V, 1), t, jnp.float32),
     jnp.ones(V, bool),
   )
-  return np.asarray(status_B) != support.REJECTED
+
+
+def expected_set(t):
+  """By one decision after the other."""
+  return np.asarray(decide(np.float32(t))) != support.REJECTED
 
 
 def thresholds():
@@ -73,7 +77,7 @@ def test_set_is_what_is_certified_at_each_threshold(name):
 @pytest.mark.parametrize('tries', [1, V])
 def test_draws_follow_the_law_on_the_certified_set(tries):
   sampler = made(bat.Bat, epsilon=0.03, tries=tries)
-  token_B = draw(sampler, KEYS, jnp.tile(logits_V, (len(KEYS), 1)))
+  token_B = draw(sampler, KEYS, np.tile(logits_V, (len(KEYS), 1)))
   kept_V = expected_set(0.03)
   assert np.sum(~kept_V) > 0 and np.any(p_V[kept_V] < 0.03)
   law_V = np.where(kept_V, p_V, 0.0).astype(np.float64)
@@ -97,24 +101,31 @@ def test_rows_do_not_depend_on_neighbours_and_may_differ_in_their_threshold():
     'tries': np.array([10, 10, 3, 1, 10, 10]),
   }
   together_B = np.asarray(draw(made(bat.Bat, **fields), keys_B, logits_BV))
+  keys = np.asarray(jax.random.key_data(keys_B))
   for row in range(6):
-    one = {name: value[row : row + 1] for name, value in fields.items()}
-    alone_1 = draw(
-      made(bat.Bat, **one), keys_B[row : row + 1], logits_BV[row : row + 1]
+    # Six of it are as good as one, and no other program.
+    one = {name: np.repeat(value[row], 6) for name, value in fields.items()}
+    alone_B = draw(
+      made(bat.Bat, **one),
+      jax.random.wrap_key_data(np.tile(keys[row], (6, 1))),
+      np.tile(logits_BV[row], (6, 1)),
     )
-    assert alone_1[0] == together_B[row]
+    np.testing.assert_array_equal(alone_B, together_B[row])
   # Row 4 has none, and is left as it is.
   del fields['tries']
-  kept_BV = keep(made(bat.BatSet, **fields), logits_BV)
+  kept_BV = np.asarray(keep(made(bat.BatSet, **fields), logits_BV))
   assert kept_BV[4].all() and not kept_BV[0].all()
 
 
 def test_one_compilation_for_all_values():
   draw.clear_cache()
-  logits_BV = jnp.tile(logits_V, (2, 1))
+  logits_BV = np.tile(logits_V, (2, 1))
   for fields in ({'eta': 0.1}, {'top_p': 0.5, 'tries': 3}, {'top_k': 9}):
     draw(made(bat.Bat, **fields), KEYS[:2], logits_BV)
   assert draw._cache_size() == 1
+
+
+SMALL = small_lm.lm.ByteLM(**small_lm.SIZES | {'layers': 1})
 
 
 @pytest.mark.parametrize(
@@ -123,21 +134,23 @@ def test_one_compilation_for_all_values():
   ids=str,
 )
 def test_output_layer_gives_the_logits(fields):
-  model = small_lm.lm.ByteLM(**small_lm.SIZES, **fields)
+  model = SMALL.clone(**fields)
   params = small_lm.draw(model)
-  ids_BT = small_lm.ids(1, 5)
-  logits_BTV, kept = model.apply(
-    {'params': params}, ids_BT, mutable=['intermediates']
-  )
+
+  @jax.jit
+  def apply(params, ids_BT):
+    return model.apply({'params': params}, ids_BT, mutable=['intermediates'])
+
+  (logits_BTV, _), kept = jax.device_get(apply(params, small_lm.ids(1, 5)))
   (hidden_BTD,) = kept['intermediates']['final']
-  output_VD = output_layer.find(model, params)
+  output_VD = np.asarray(output_layer.find(model, params))
   np.testing.assert_allclose(
-    logits_BTV[0][0], hidden_BTD[0] @ output_VD.T, atol=1e-4
+    logits_BTV[0], hidden_BTD[0] @ output_VD.T, atol=1e-4
   )
 
 
 def test_a_model_decodes_with_it():
-  model = small_lm.lm.ByteLM(**small_lm.SIZES)
+  model = SMALL
   params = small_lm.draw(model)
   sampler = chain.parse('bat(eta=0.01, columns=6)')
   rules = bat.attach(sampler.rules, lambda: output_layer.find(model, params))

@@ -56,6 +56,7 @@ def test_one_token_has_exactly_the_law_of_the_target():
   """Every draft and a fine grid of uniform numbers, against p."""
   grid_N = (np.arange(4_000) + 0.5) / 4_000
   rng = np.random.default_rng(0)
+  accept, residual = map(jax.jit, (speculative.accept, speculative.residual))
   laws = [rng.dirichlet(np.full(4, 0.6), 2) for _ in range(6)]
   one, half = np.array([0, 1.0, 0, 0]), np.array([0.5, 0.5, 0, 0])
   laws += [(one, half), (half, one), (one, one), (half[::-1], half)]
@@ -63,20 +64,22 @@ def test_one_token_has_exactly_the_law_of_the_target():
     p_V, q_V = p_V.astype(np.float32), q_V.astype(np.float32)
     found_V = np.zeros(4)
     for token in range(4):
-      accepted_N = speculative.accept(
-        jnp.tile(p_V, (len(grid_N), 1)),
-        jnp.tile(q_V, (len(grid_N), 1)),
-        jnp.full(len(grid_N), token),
-        jnp.asarray(grid_N, jnp.float32),
+      accepted_N = accept(
+        np.tile(p_V, (len(grid_N), 1)),
+        np.tile(q_V, (len(grid_N), 1)),
+        np.full(len(grid_N), token),
+        grid_N.astype(np.float32),
       )
-      share = float(np.mean(accepted_N))
-      rest_V = np.asarray(speculative.residual(p_V[None], q_V[None]))[0]
+      share = float(np.mean(np.asarray(accepted_N)))
+      rest_V = np.asarray(residual(p_V[None], q_V[None]))[0]
       found_V += q_V[token] * (1 - share) * rest_V / rest_V.sum()
       found_V[token] += q_V[token] * share
     np.testing.assert_allclose(found_V, p_V, atol=5e-4)
 
 
-@pytest.mark.parametrize('draft_tokens', [1, 3])
+@pytest.mark.parametrize(
+  'draft_tokens', [pytest.param(1, marks=pytest.mark.slow), 3]
+)
 def test_pairs_within_a_text_follow_the_joint_law(draft_tokens):
   count, size = 8_000, toy.VOCABULARY
   sampler = chain.parse('temperature(1.3)|top_k(4)')
@@ -110,7 +113,9 @@ def test_pairs_within_a_text_follow_the_joint_law(draft_tokens):
 
 
 @pytest.mark.parametrize('stop_ids', [(), (1, 6)])
-@pytest.mark.parametrize('draft_tokens', [1, 4])
+@pytest.mark.parametrize(
+  'draft_tokens', [pytest.param(1, marks=pytest.mark.slow), 4]
+)
 def test_greedy_is_plain_greedy(draft_tokens, stop_ids):
   state = run(
     toy.PROMPTS, toy.GREEDY, draft_tokens=draft_tokens, stop_ids=stop_ids
@@ -134,9 +139,14 @@ def test_the_model_as_its_own_draft_is_always_right():
 def test_rows_and_rounds_do_not_depend_on_each_other():
   keys_B = toy.keys_for(4, seed=3)
   together = run(toy.PROMPTS, toy.WARM, keys_B=keys_B)
+  keys = np.asarray(jax.random.key_data(keys_B))
   for i, prompt in enumerate(toy.PROMPTS):
-    alone = run([prompt], toy.WARM, keys_B=keys_B[i : i + 1])
-    assert toy.rows_of(alone.target) == [toy.rows_of(together.target)[i]]
+    # Four of it are as good as one; beside the longest, no other program.
+    prompts = [prompt] * 3 + toy.PROMPTS[:1]
+    of_rows = jax.random.wrap_key_data(keys[[i, i, i, 0]])
+    alone = run(prompts, toy.WARM, keys_B=of_rows)
+    expected = toy.rows_of(together.target)[i]
+    assert toy.rows_of(alone.target)[:3] == [expected] * 3
   assert len(set(map(tuple, toy.rows_of(together.target)))) == 4
 
 

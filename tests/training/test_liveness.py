@@ -113,10 +113,10 @@ def test_activations_are_about_what_xla_plans(model):
 
 
 def test_remat_and_windows_save_memory():
-  deep = LM.copy(layers=6)
+  deep = LM.copy(layers=5)
   assert estimated(deep.copy(remat=True)) < 0.5 * estimated(deep)
-  everything = LM.copy(masks=(masks.Causal(),))
-  assert estimated(everything) > 1.15 * estimated(LM)
+  everything = LM.copy(masks=(masks.Causal(),), layers=1)
+  assert estimated(everything) > 1.15 * estimated(LM.copy(layers=1))
   again = BLT.copy(latent=BLT.latent.copy(remat=False))
   assert estimated(again) > 1.05 * estimated(BLT)
 

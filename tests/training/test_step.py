@@ -40,16 +40,15 @@ def make_batch(rows=8, length=12, seed=0):
 @pytest.fixture(scope='module')
 def params():
   """Initial parameters, moved off the zeros that some of them begin with."""
-  ids_BT = jnp.zeros((1, 4), jnp.int32)
-  leaves, tree = jax.tree.flatten(
-    jax.jit(MODEL.init)(jax.random.key(0), ids_BT)['params']
-  )
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  noisy = [
-    x + 0.1 * jax.random.normal(key, x.shape)
-    for x, key in zip(leaves, keys, strict=True)
-  ]
-  return jax.tree.unflatten(tree, noisy)
+  ids_BT = np.zeros((1, 4), np.int32)
+  params = jax.jit(MODEL.init)(jax.random.key(0), ids_BT)['params']
+  rng = np.random.default_rng(1)
+
+  def moved(x):
+    noise = 0.1 * rng.normal(size=x.shape)
+    return jnp.asarray((np.asarray(x) + noise).astype(np.float32))
+
+  return jax.tree.map(moved, params)
 
 
 STATIC = ('objective', 'apply', 'accumulate')
@@ -129,12 +128,14 @@ def test_gradient_is_that_of_the_mean_over_targets(params):
   batch = make_batch()
 
   def mean(scale):
-    scaled = jax.tree.map(lambda x: x * scale, params)
+    scaled = jax.tree.map(lambda x: np.float32(scale) * np.asarray(x), params)
     sums, _ = gradients(OBJECTIVE, APPLY, scaled, batch, accumulate=1)
     return sums.loss / sums.count
 
   _, grads = gradients(OBJECTIVE, APPLY, params, batch, accumulate=1)
-  products = jax.tree.map(jnp.vdot, params, grads)
+  products = jax.tree.map(
+    lambda x, y: np.vdot(np.asarray(x), np.asarray(y)), params, grads
+  )
   slope = (mean(1 + 1e-2) - mean(1 - 1e-2)) / 2e-2
   np.testing.assert_allclose(sum(jax.tree.leaves(products)), slope, rtol=1e-2)
 
@@ -148,7 +149,8 @@ def test_step_lowers_the_loss_and_reports_it(params):
   assert float(second.means['nats']) < float(first.means['nats'])
   assert int(state.step) == 2
   sums, grads = gradients(OBJECTIVE, APPLY, params, batch, accumulate=1)
-  norm = np.sqrt(sum(np.sum(np.square(g)) for g in jax.tree.leaves(grads)))
+  leaves = jax.tree.leaves(jax.device_get(grads))
+  norm = np.sqrt(sum(np.sum(np.square(g)) for g in leaves))
   np.testing.assert_allclose(first.gradient_norm, norm, rtol=1e-5)
   np.testing.assert_allclose(first.loss, sums.loss / sums.count, rtol=1e-6)
   np.testing.assert_allclose(
@@ -219,7 +221,12 @@ def test_what_a_model_counts_is_reported_per_target(tmp_path):
     reserve=0.5,
   )
   batch = make_batch(2, 31) | {'mask': jnp.ones((2, 31))}
-  params = jax.jit(model.init)(jax.random.key(0), batch['ids'])['params']
+  shapes = jax.eval_shape(model.init, jax.random.key(0), batch['ids'])
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda x: jnp.asarray(rng.normal(0, 0.1, x.shape).astype(np.float32)),
+    shapes['params'],
+  )
   state = step_lib.create(params, ADAM, jax.random.key(0))
   _, found = train_step(state, batch, ADAM, forward.counted(model))
   fits = found._replace(means=found.means | {'overflow': jnp.float32(0.0)})
