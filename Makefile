@@ -18,13 +18,16 @@ venv: $(VENV)/.run ## make .venv with the pinned dependencies
 
 venv-test: $(VENV)/.test ## add what the tests and the benchmark need
 
-demo: $(VENV)/.run ## train, evaluate and sample a small model (10 minutes)
+demo: $(VENV)/.run ## train, evaluate, sample and certify small models (10 minutes)
 	@$(BIN)/python train.py --config=configs/demo.py --workdir=runs/demo
 	@$(BIN)/python eval.py --checkpoint=runs/demo
 	@$(BIN)/python sample.py --checkpoint=runs/demo --prompt='def main(' \
 		--num_bytes=300 --num_samples=2
+	@$(BIN)/python -m bounds --config=configs/certified_small.py --minutes=1 \
+		--max_bytes=3000000 --out=runs/certificate
 	@printf '%s\n' '' \
-		'The run is in runs/demo, its scores in runs/demo/report.json.' \
+		'The run is in runs/demo, its scores in runs/demo/report.json; the' \
+		'certificate of a smaller model in runs/certificate/report.md.' \
 		'Three things to try next:' \
 		"  $(BIN)/python sample.py --checkpoint=runs/demo --prompt='import '" \
 		'  $(BIN)/python eval.py --checkpoint=runs/demo --split=validation \' \
