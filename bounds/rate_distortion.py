@@ -15,6 +15,7 @@ from bounds import quantise
 
 # Prices follow the symbols and symbols the prices; it settles at once.
 _ROUNDS = 3
+# Larger symbols are the nearest ones, whatever they cost.
 _LARGEST = 30
 
 
@@ -66,7 +67,8 @@ def rounded(
   width = ratio.shape[-1] if ratio.ndim else 1
   ratio_RC = ratio.reshape(-1, width)
   weight_RC = np.broadcast_to(weight, ratio.shape).reshape(-1, width)
-  symbol_RC = np.clip(np.rint(ratio_RC), -_LARGEST, _LARGEST).astype(np.int32)
+  whole_RC = np.rint(ratio_RC)
+  symbol_RC = np.clip(whole_RC, -_LARGEST, _LARGEST).astype(np.int32)
   nearest_RC = np.abs(symbol_RC)
   sign_RC = np.where(ratio_RC < 0, -1, 1)
   for _ in range(_ROUNDS):
@@ -80,6 +82,7 @@ def rounded(
       best_RC = np.where(cost_RC < least_RC, sign_RC * size_RC, best_RC)
       least_RC = np.minimum(cost_RC, least_RC)
     symbol_RC = best_RC
+  symbol_RC = np.where(np.abs(whole_RC) > _LARGEST, whole_RC, symbol_RC)
   return symbol_RC.astype(np.int32).reshape(ratio.shape)
 
 

@@ -80,3 +80,11 @@ def test_scalars_zeros_and_bad_settings():
     rate_distortion.RateDistortion(1.0, 0.0)
   with pytest.raises(ValueError, match='step=-1'):
     rate_distortion.RateDistortion(-1.0)
+
+
+def test_a_weight_far_from_the_others_is_as_near_as_they():
+  weights = RNG.standard_t(3, (60, 50))
+  coded = rate_distortion.RateDistortion(0.05)(weights)
+  assert np.abs(coded.symbols).max() > 100
+  error = np.abs(coded.decode() - weights).max()
+  assert error < 2 * float(quantise.scales(coded.codes)[0])
