@@ -1,6 +1,6 @@
 """A network whose file is small: the best certificate of an hour on two cores.
 
-python -m bounds --config=configs/certified.py --minutes=45 --out=runs/certified
+python -m bounds --config=configs/certified.py --minutes=25 --out=runs/certified
 """
 
 import dataclasses
