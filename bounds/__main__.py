@@ -2,7 +2,7 @@
 
 python -m bounds --checkpoint=runs/demo --bits=3 --out=runs/demo/certificate
 python -m bounds --checkpoint=runs/small --minutes=5 --out=runs/certified
-python -m bounds --config=configs/certified.py --minutes=45 --out=runs/certified
+python -m bounds --config=configs/certified.py --minutes=25 --out=runs/certified
 
 With --sweep, tables and plots: networks rounded to 1 to 6 bits per weight, or
 structures at one file size, each trained for --minutes.
@@ -142,7 +142,7 @@ def _runs() -> list[restore.Run]:
     runs = [restore.restore(name, step=_STEP.value) for name in names]
   elif not _MINUTES.value:
     raise ValueError(
-      '--config needs --minutes to train in; 45 minutes on two cores give the'
+      '--config needs --minutes to train in; 25 minutes on two cores give the'
       ' best certificate, 2 for each file a --sweep'
     )
   else:
