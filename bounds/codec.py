@@ -220,7 +220,7 @@ def chosen_contexts(symbols_RC: np.ndarray) -> np.ndarray:
 def ideal_bits(
   symbols_RC: np.ndarray, context_RC: np.ndarray | int = 0
 ) -> float:
-  """Bits of symbols by `rangecoder.Integers`, if no magnitude exceeds 14.
+  """Bits of symbols by `rangecoder.Integers`.
 
   The KT code length of n zeros and k ones is known in closed form and does not
   depend on their order: -log2 B(n + 1/2, k + 1/2) / B(1/2, 1/2).
@@ -234,7 +234,12 @@ def ideal_bits(
     reached = np.bincount(size_N, minlength=16)[::-1].cumsum()[::-1]
     for stop, more in zip(reached[:-1] - reached[1:], reached[1:], strict=True):
       bits += _kt_bits(stop, more)
-  return bits
+  # What is beyond 14 is told in digits, after their number.
+  rest_N = np.abs(symbols_RC[np.abs(symbols_RC) > 14]) - 14
+  length_N = np.frexp(rest_N)[1] - 1
+  for length in range(length_N.max(initial=-1) + 1):
+    bits += _kt_bits((length_N == length).sum(), (length_N > length).sum())
+  return bits + float(length_N.sum())
 
 
 def _kt_bits(zeros: int, ones: int) -> float:

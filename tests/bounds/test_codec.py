@@ -118,9 +118,10 @@ def test_sizes_are_checked_before_anything_is_allocated():
   assert codec.decode(codec.encode(TENSORS[:1]), max_values=1200)
 
 
-def test_length_is_the_ideal_one():
+@pytest.mark.parametrize('step', [0.8, 0.02])  # Symbols up to 5 and 200.
+def test_length_is_the_ideal_one(step):
   weights = np.random.default_rng(0).standard_normal((200, 200))
-  coded = quantise.Uniform(0.8)(weights)
+  coded = quantise.Uniform(step)(weights)
   static = np.unique(coded.symbols, return_counts=True)[1]
   entropy = -(static * np.log2(static / static.sum())).sum()
   ideal = codec.ideal_bits(coded.symbols)
