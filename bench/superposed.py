@@ -4,10 +4,15 @@
 
 Time of k drafts from one pass per token (arXiv 2405.18400), and of k samples by
 top-p, one after another or as rows of one batch; and what the model itself
-finds their perplexity.
+finds their perplexity. What drafts cost besides passes does not grow with the
+model, so the time is also of wider models of the same kind, whose parameters
+are random. Bytes are far surer than tokens, so the temperature of drafts is not
+the published one.
 """
 
+import dataclasses
 import functools
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +29,7 @@ from configs import restore
 from data import text
 from evals import sample_quality
 from models import forward
+from models import lm
 from models import superposition
 from samplers import chain
 from samplers import loop
@@ -34,6 +40,7 @@ from training import host
 _NUCLEUS = 'top_p(0.9)'
 # Rows at a time that are timed.
 _BATCHES = (1, 8)
+_HEAD_WIDTH = 64
 
 
 class Flags(NamedTuple):
@@ -44,6 +51,9 @@ class Flags(NamedTuple):
   drafts: flags.FlagHolder[int]
   new: flags.FlagHolder[int]
   reset: flags.FlagHolder[int]
+  alpha: flags.FlagHolder[float]
+  temperature: flags.FlagHolder[float]
+  wider: flags.FlagHolder[list[str]]
   prompts: flags.FlagHolder[int]
   rounds: flags.FlagHolder[int]
   ngrams: flags.FlagHolder[str | None]
@@ -66,6 +76,7 @@ class Contest(NamedTuple):
 def define_flags(own: flags.FlagValues = flags.FLAGS) -> Flags:
   """To be called before flags are parsed."""
   whole = functools.partial(flags.DEFINE_integer, flag_values=own)
+  real = functools.partial(flags.DEFINE_float, flag_values=own)
   string = functools.partial(flags.DEFINE_string, flag_values=own)
   return Flags(
     string('checkpoint', None, 'Run directory.'),
@@ -75,6 +86,14 @@ def define_flags(own: flags.FlagValues = flags.FLAGS) -> Flags:
     whole('drafts', 3, 'k.', lower_bound=1),
     whole('new', 10, 'Tokens per text.', lower_bound=1),
     whole('reset', 0, 'One draft goes on after so many; 0: never.'),
+    real('alpha', 0.54, "Share of the n-grams in a draft's score."),
+    real('temperature', 0.5, "Of the model in a draft's score."),
+    flags.DEFINE_list(
+      'wider',
+      ['512x8', '1024x8'],
+      'Width x layers of the other models that are timed.',
+      flag_values=own,
+    ),
     whole('prompts', 64, 'Prompts that perplexity is of.', lower_bound=1),
     whole('rounds', 7, 'Timed rounds.', lower_bound=1),
     string('ngrams', None, 'Store; default ngrams.npz in the run directory.'),
@@ -92,7 +111,10 @@ def main(given: Flags) -> None:
       f' of {quality.PROMPT_BYTES} bytes, which is read too. Speed:\nmedian'
       f' (low-high) of {given.rounds.value} interleaved rounds.\n'
     )
-    timed = list(speeds(contest, begun.prompts, given.rounds.value))
+    timed = []
+    for name, one in (('the run', contest), *widened(contest, given)):
+      for row in speeds(one, begun.prompts, given.rounds.value):
+        timed.append({'model': name} | row)
     print(tables.markdown(timed))
     print(
       f'Perplexity per token under the model, {len(begun.prompts)} prompts;'
@@ -110,7 +132,10 @@ def prepare(given: Flags) -> tuple[Contest, quality.Begun]:
       ' train.py.'
     )
   rule = superposed.Superposed(
-    drafts=given.drafts.value, reset=given.reset.value or None
+    drafts=given.drafts.value,
+    alpha=given.alpha.value,
+    temperature=given.temperature.value,
+    reset=given.reset.value or None,
   )
   run = restore.restore(checkpoint)
   data = run.config.data
@@ -138,6 +163,36 @@ def prepare(given: Flags) -> tuple[Contest, quality.Begun]:
   store = jax.tree.map(jax.numpy.asarray, store)
   nucleus = chain.parse(_NUCLEUS)
   return Contest(run, store, rule, given.new.value, nucleus), begun
+
+
+def widened(contest: Contest, given: Flags) -> Iterator[tuple[str, Contest]]:
+  """The same with wider byte models, one after the other."""
+  run = contest.run
+  if not isinstance(run.config.model, lm.ByteLM):
+    return
+  for shape in given.wider.value:
+    found = re.fullmatch(r'(\d+)x(\d+)', shape)
+    width, layers = map(int, found.groups()) if found else (0, 0)
+    if not layers or not width or width % _HEAD_WIDTH:
+      raise ValueError(
+        f'--wider={shape} must be a multiple of {_HEAD_WIDTH} and a number of'
+        ' layers, as 512x8.'
+      )
+    heads = width // _HEAD_WIDTH
+    model = run.config.model.clone(
+      width=width,
+      layers=layers,
+      heads=heads,
+      key_value_heads=heads,
+      hidden=3 * width,
+    )
+    ids_BT = jax.numpy.zeros((1, 1), int)
+    params = jax.jit(model.init)(jax.random.key(0), ids_BT)['params']
+    config = dataclasses.replace(run.config, model=model)
+    yield (
+      f'{width} x {layers}',
+      contest._replace(run=run._replace(config=config, params=params)),
+    )
 
 
 def speeds(
@@ -173,7 +228,7 @@ def speeds(
 def perplexities(
   contest: Contest, begun: quality.Begun
 ) -> Iterator[dict[str, object]]:
-  """Of all drafts and all samples, and of the best of each prompt."""
+  """Of all drafts and all samples, of the first of each prompt, the best."""
   count = contest.rule.drafts
   heads = [text for text in begun.prompts for _ in range(count)]
   for name, texts in (
@@ -181,10 +236,12 @@ def perplexities(
     (f'{_NUCLEUS}, {count} samples', sample(contest, begun.prompts, count)),
   ):
     every = _score(contest, heads, texts)
+    first = _score(contest, begun.prompts, texts[::count])
     chosen = _score(contest, begun.prompts, _best(contest, heads, texts))
     yield {
       'texts': name,
       'perplexity': f'{every.perplexity:.2f}',
+      'of the first of each prompt': f'{first.perplexity:.2f}',
       'of the best of each prompt': f'{chosen.perplexity:.2f}',
       'bits per byte': f'{every.bits_per_byte:.3f} +- {every.error:.3f}',
       'distinct-2': f'{sample_quality.distinct(texts, 2):.3f}',

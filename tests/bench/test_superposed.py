@@ -52,6 +52,7 @@ def test_perplexity_is_of_all_texts_and_of_the_best(contest, monkeypatch):
   every = p ** (-6 / 8) * q ** (-2 / 8)
   assert drafts['perplexity'] == f'{every:.2f}'
   assert drafts['of the best of each prompt'] == '2.00'
+  assert drafts['of the first of each prompt'] == f'{(p**3 * q) ** -0.25:.2f}'
   assert samples['perplexity'] == f'{(p * q) ** -0.5:.2f}'
   assert drafts['texts'] == 'superposed, 2 drafts'
 
