@@ -1,7 +1,10 @@
 """Time and memory of Lambda-shaped attention against full causal attention."""
 
 import functools
-from collections.abc import Callable, Iterator
+import pathlib
+import resource
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -23,13 +26,16 @@ from samplers import loop
 # Rows of queries that the scanned form of full attention computes at a time.
 _ROWS = 128
 # Bytes that prefill reads at a time on its way to a far position.
-_CHUNK = 8192
+_CHUNK = 256
 # Arrays of logits beyond this are not made, only compiled.
 _MOST_BYTES = 6 * 2**30
 
 
 class Sizes(NamedTuple):
-  """Lengths of rows, those for which gradients are timed, and positions."""
+  """Lengths of rows, those for which gradients are timed, and positions.
+
+  endless: bytes made in one process after which its memory is looked at.
+  """
 
   lengths: tuple[int, ...]
   gradients: tuple[int, ...]
@@ -39,6 +45,7 @@ class Sizes(NamedTuple):
   mask: masks.Lambda
   new_bytes: int
   model: lm.ByteLM
+  endless: tuple[int, ...]
 
 
 FULL = Sizes(
@@ -50,6 +57,7 @@ FULL = Sizes(
   mask=masks.Lambda(n_global=16, n_local=256),
   new_bytes=512,
   model=lm.ByteLM(width=128, layers=4, heads=4, key_value_heads=4, hidden=352),
+  endless=(10_000, 100_000, 1_000_000),
 )
 QUICK = FULL._replace(
   lengths=(64, 128),
@@ -59,6 +67,7 @@ QUICK = FULL._replace(
   mask=masks.Lambda(n_global=2, n_local=16),
   new_bytes=4,
   model=lm.ByteLM(width=16, layers=1, heads=2, key_value_heads=1, hidden=16),
+  endless=(32, 64),
 )
 
 # Queries, keys and values [1, T, H, K] to outputs.
@@ -183,44 +192,103 @@ def _with_gradient(form: _Form) -> Callable[..., Any]:
   return jax.value_and_grad(total, (0, 1, 2))
 
 
+class Decoding(NamedTuple):
+  """Seconds per byte of every round, and the bytes of the cache."""
+
+  seconds: list[float]
+  cache_bytes: int
+
+
+def decoding(
+  model: Any, params: Any, places: Sequence[int], new_bytes: int, rounds: int
+) -> dict[int, Decoding]:
+  """What greedy decoding of `new_bytes` costs after so many random bytes."""
+  step = forward.step(model)
+  runs, sizes = {}, {}
+  for place in places:
+    cache = _read(model, params, place, place + new_bytes + 1)
+    sizes[place] = sum(x.nbytes for x in jax.tree.leaves(cache))
+    runs[place] = functools.partial(_generate, step, params, cache, new_bytes)
+  return {
+    place: Decoding([s / new_bytes for s in seconds], sizes[place])
+    for place, seconds in timing.interleaved(runs, rounds).items()
+  }
+
+
 def decoding_rows(sizes: Sizes, rounds: int) -> Iterator[dict[str, object]]:
   """Time per byte and bytes of cache after reading so many bytes."""
-  model = sizes.model.copy(masks=(sizes.mask,))
-  ids = jnp.ones((1, 4), jnp.int32)
-  params = jax.jit(model.init)(jax.random.key(0), ids)['params']
-  step = forward.step(model)
-  runs, caches = {}, {}
-  for position in sizes.positions:
-    cache = _read(model, params, position)
-    caches[position] = sum(x.nbytes for x in jax.tree.leaves(cache))
-    runs[position] = functools.partial(
-      _generate, step, params, cache, sizes.new_bytes
-    )
-  seconds = timing.interleaved(runs, rounds)
-  first = seconds[sizes.positions[0]]
-  for position, found in seconds.items():
-    per_byte = timing.spread([1e6 * s / sizes.new_bytes for s in found])
+  model, params = _model(sizes, sizes.model.layers)
+  found = decoding(model, params, sizes.positions, sizes.new_bytes, rounds)
+  first = found[sizes.positions[0]].seconds
+  for position, (seconds, cache_bytes) in found.items():
+    per_byte = timing.spread([1e6 * s for s in seconds])
     yield {
       'decoding from': position,
       'us per byte': f'{per_byte.median:.0f}'
       f' ({per_byte.low:.0f}-{per_byte.high:.0f})',
-      f'time over that at {sizes.positions[0]}': timing.ratio(found, first),
-      'cache, bytes': caches[position],
+      f'time over that at {sizes.positions[0]}': timing.ratio(seconds, first),
+      'cache, bytes': cache_bytes,
     }
 
 
-def _read(model: lm.ByteLM, params: Any, position: int) -> Any:
-  """The cache after so many random bytes, read in chunks."""
-  size = min(_CHUNK, position)
+def endless_rows(sizes: Sizes) -> Iterator[dict[str, object]]:
+  """Time and memory of this process as one layer makes more and more bytes."""
+  model, params = _model(sizes, 1)
+  state = loop.prefill(
+    forward.step(model),
+    params,
+    model.init_cache(1, sizes.endless[-1] + 1),
+    jnp.full((1, 1), 40, jnp.int32),
+    jnp.ones(1, jnp.int32),
+    jax.random.split(jax.random.key(0), 1),
+    capacity=sizes.endless[-1],
+  )
+  made, first = 0, sizes.endless[0]
+  for total in sizes.endless:
+    began = time.perf_counter()
+    for _ in range((total - made) // first):
+      state = loop.decode(
+        forward.step(model),
+        params,
+        state,
+        chain.parse('temperature(1)'),
+        num_steps=first,
+      )
+      jax.block_until_ready(state.ids_BN)
+    seconds = time.perf_counter() - began
+    assert int(state.length_B[0]) == total
+    yield {
+      'bytes made': total,
+      'us per byte': f'{1e6 * seconds / (total - made):.0f}',
+      'memory of the process, MB': f'{resident_bytes() / 1e6:.0f}',
+    }
+    made = total
+
+
+def resident_bytes() -> int:
+  """Memory that this process holds now (Linux)."""
+  fields = pathlib.Path('/proc/self/statm').read_text().split()
+  return int(fields[1]) * resource.getpagesize()
+
+
+def _model(sizes: Sizes, layers: int) -> tuple[lm.ByteLM, Any]:
+  model = sizes.model.copy(masks=(sizes.mask,), layers=layers)
+  ids = jnp.ones((1, 4), jnp.int32)
+  return model, jax.jit(model.init)(jax.random.key(0), ids)['params']
+
+
+def _read(model: Any, params: Any, position: int, length: int) -> Any:
+  """The cache of `length` after so many random bytes, read in chunks."""
   extend = jax.jit(
     lambda params, ids, cache: model.apply(
       {'params': params}, ids, jnp.ones_like(ids), cache
     )[1],
     donate_argnums=2,
   )
-  cache = model.init_cache(1, 2**31 - 1)
+  cache = model.init_cache(1, length)
   rng = np.random.default_rng(0)
-  for _ in range(position // size):
+  for start in range(0, position, _CHUNK):
+    size = min(_CHUNK, position - start)
     ids = jnp.asarray(rng.integers(4, 260, (1, size)), jnp.int32)
     cache = extend(params, ids, cache)
   return cache

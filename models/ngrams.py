@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from models import table_rows
+
 PRIME = 1_000_000_007
 _LIMBS = 4
 
@@ -82,6 +84,9 @@ class NgramEmbedding(nn.Module):
   """Sum of hashed n-gram embeddings, added to the byte embedding.
 
   sizes: n-gram lengths, each with its own table; () switches it off.
+  earlier: how many of the ids before are embedded too, each distance by a
+    table of its own, so that one layer of attention can find the place where
+    the ids now read stood just before.
   rows: rows of each table, the modulus of the hash.
   multiple: tables are stored with their rows rounded up to a multiple of it,
     so that they divide over devices; the rows beyond are never read.
@@ -91,11 +96,15 @@ class NgramEmbedding(nn.Module):
   rows: int = 8192
   multiple: int = 1
   features: int = 0
+  earlier: int = 0
+  vocabulary_size: int = 260
 
   @property
   def context(self) -> int:
     """Earlier ids needed to embed one position."""
-    return max(self.sizes, default=1) - 1
+    if not self.sizes:
+      return 0
+    return max(max(self.sizes) - 1, self.earlier)
 
   @nn.compact
   def __call__(
@@ -107,7 +116,7 @@ class NgramEmbedding(nn.Module):
     an n-gram never reaches into another document.
     """
     window_BTN = windows(ids_BT, age_BT, recent_BC, self.context + 1)
-    total = 0.0
+    tables, rows = [], []
     for size in self.sizes:
       table = self.param(
         f'table_{size}',
@@ -115,5 +124,15 @@ class NgramEmbedding(nn.Module):
         (-(-self.rows // self.multiple) * self.multiple, self.features),
         jnp.float32,
       )
-      total += table[hash_ids(window_BTN[..., -size:], self.rows)]
+      tables.append(table)
+      rows.append(hash_ids(window_BTN[..., -size:], self.rows))
+    total = table_rows.summed(tables, rows)
+    for back in range(1, self.earlier + 1):
+      table = self.param(
+        f'earlier_table_{back}',
+        nn.initializers.normal(self.features**-0.5),
+        (self.vocabulary_size, self.features),
+        jnp.float32,
+      )
+      total += table[window_BTN[..., -1 - back]]
     return total

@@ -24,7 +24,7 @@ def keep_memory() -> None:
   if mallopt is not None:
     mallopt(_ARENA_MAX, 1)  # Only the first arena grows without mappings.
     mallopt(_MMAP_MAX, 0)
-    mallopt(_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(_TRIM_THRESHOLD, -1)  # Never, however much is free.
 
 
 def use_cores() -> None:

@@ -148,6 +148,11 @@ def test_long_rows_and_far_positions(run):
   *_, near, far = (row for row in lines if len(row) == 4)
   assert [near[0], far[0]] == ['64', '256']
   assert near[3] == far[3], 'the cache does not grow'
+  made = [row for row in lines if len(row) == 3][-2:]
+  assert [row[0] for row in made] == ['32', '64']
+  assert all(int(row[1]) > 0 for row in made)
+  # With JAX loaded it is hundreds of megabytes, and never more than there is.
+  assert all(100 < int(row[2]) < 100_000 for row in made)
 
 
 def test_the_forms_of_full_attention_compute_the_same():

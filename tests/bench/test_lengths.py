@@ -44,7 +44,7 @@ def test_every_way_has_a_column_and_a_curve(main, tmp_path, capsys):
   question = passkey.Passkey(lengths=(400,), depths=(0.5,), questions=2)
   main(
     (position, question), '--read=off', '--read=1,16',
-    '--set=evals.1.lengths=150',
+    '--set=evals.1.lengths=150', '--position=8', '--position=300',
   )  # fmt: skip
   found = json.loads((tmp_path / 'a' / 'lengths.json').read_text())
   bits = [
@@ -58,10 +58,19 @@ def test_every_way_has_a_column_and_a_curve(main, tmp_path, capsys):
   head, line, *rows = shown.splitlines()[:-1]
   assert head == '| | off | 1,16 |'
   assert line == '|---|---|---|'
-  assert len(rows) == 2 * 2 + 1
+  assert len(rows) == 2 * 2 + 1 + 2 * 2
   row = f'| bits per byte up to 32 | {bits[0][1]:.3f} | {bits[1][1]:.3f} |'
   assert row in shown
   assert '| passkeys found in texts of 150 | 0.000 | 0.000 |' in shown
+  kept = {
+    way: [found[way][f'decoding/{p}/cache_bytes'] for p in (8, 300)]
+    for way in found
+  }
+  # Of all bytes, or of the window and one more, whatever the position.
+  assert kept['off'][1] - kept['off'][0] == 292 * (2 * 4 * 8 + 4)
+  assert kept['1,16'][1] == kept['1,16'][0] < kept['off'][0]
+  assert f'| bytes of cache after 300 | {kept["off"][1]:,} | ' in shown
+  assert '| us per byte decoded after 8 | ' in shown
   picture = (tmp_path / 'a' / 'lengths.svg').read_text()
   assert picture.count('<polyline') == 2
 

@@ -1,7 +1,10 @@
 """Documents that are made up, as a corpus."""
 
+import collections
 import dataclasses
 import json
+
+import pytest
 
 from configs import base
 from configs import passkey as experiment
@@ -53,4 +56,42 @@ def test_rows_of_the_experiment_are_whole_texts(tmp_path):
     assert row['mask'].sum() == config.row_length - 1
   # What is asked is not what was learned from.
   (asked,) = (e for e in config.evals if isinstance(e, passkey.Passkey))
-  assert asked.seed != source.maker.seed
+  learned = [m for m in source.maker.makers if isinstance(m, passkey.Passkey)]
+  assert learned
+  assert all(asked.seed != maker.seed for maker in learned)
+
+
+def test_makers_take_turns():
+  maker = made.InTurn((Squares(), Squares(5), Squares(9)))
+  found = [maker.document(i) for i in range(6)]
+  wanted = [(0, 0), (0, 25), (0, 81), (1, 1), (1, 36), (1, 100)]
+  assert found == [b'%d squared is %d' % pair for pair in wanted]
+
+
+def test_most_of_an_echo_stands_further_up():
+  """Counted by the trigrams that were there before, and what followed them."""
+  maker = made.Echoes(size=500, words=9, longest=12, seed=3)
+  counts = collections.Counter()
+  for number in range(60):
+    document = maker.document(number)
+    assert len(document) == 500 and document == maker.document(number)
+    words = document.split(b' ')
+    assert 1 <= len(set(words[:-1])) <= 9
+    assert all(3 <= len(word) <= 12 for word in words[:-1])
+    assert all(w.isdigit() or w.islower() for w in words[:-1])
+    for i in range(490, 500):
+      following = {document[j - 3 : j]: document[j] for j in range(3, i)}
+      counts[following.get(document[i - 3 : i]) == document[i]] += 1
+  # What is left is which word comes next.
+  assert counts[True] / counts.total() > 0.7
+  digits = [maker.document(i)[:3].isdigit() for i in range(60)]
+  assert 15 < sum(digits) < 45
+
+
+@pytest.mark.parametrize(
+  'fields', [{'size': 0}, {'words': 0}, {'longest': 2}], ids=str
+)
+def test_echoes_that_cannot_be_made_are_named(fields):
+  ((name, value),) = fields.items()
+  with pytest.raises(ValueError, match=f'{name}={value}'):
+    made.Echoes(**({'size': 9} | fields))

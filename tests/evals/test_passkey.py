@@ -47,6 +47,18 @@ def test_a_text_has_the_length_and_the_needle_where_asked(depth):
   assert texts[0] == evaluator.sample(700, depth, 0)
 
 
+def test_any_line_with_a_key_is_a_needle():
+  evaluator = passkey.Passkey(
+    needle='Best city: {key}, nowhere else.\n', cue='Go to ', digits=9
+  )
+  for depth in (0.0, 0.43, 1.0):
+    text = evaluator.sample(3000, depth, 5)
+    line = b'\nBest city: ' + text.answer + b', nowhere else.\n'
+    assert text.prompt.count(line) == text.prompt.count(text.answer) == 1
+    assert abs(text.prompt.index(line) - depth * 2900) < 150
+    assert text.prompt.endswith(b'Go to ') and len(text.answer) == 9
+
+
 def test_documents_are_answered_texts_of_any_depth():
   evaluator = passkey.Passkey(lengths=(300, 500), seed=1)
   texts = [evaluator.document(number) for number in range(40)]

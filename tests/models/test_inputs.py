@@ -40,6 +40,31 @@ def test_a_table_too_large_to_hash_into_is_named():
     ngrams.hash_ids(jnp.zeros((1, 3), jnp.int32), 2**24)
 
 
+def test_ids_before_have_tables_by_their_distance():
+  rng = np.random.default_rng(0)
+  ids = rng.integers(4, 260, (2, 12)).astype(np.int32)
+  ages = np.tile(np.r_[np.arange(7), np.arange(5)].astype(np.int32), (2, 1))
+  ages[1] = np.arange(12)
+  module = ngrams.NgramEmbedding(sizes=(2,), rows=5, features=3, earlier=3)
+  assert module.context == 3
+  params = {'table_2': np.zeros((5, 3), np.float32)} | {
+    f'earlier_table_{back}': rng.normal(size=(260, 3)).astype(np.float32)
+    for back in (1, 2, 3)
+  }
+  expected = np.zeros((2, 12, 3))
+  for row, place, back in np.ndindex(2, 12, 3):
+    back += 1
+    # 0 stands for what is before the document.
+    said = ids[row, place - back] if ages[row, place] >= back else 0
+    expected[row, place] += params[f'earlier_table_{back}'][said]
+  for start in (0, 4):
+    before = ids[:, max(start - 3, 0) : start]
+    found = module.apply(
+      {'params': params}, ids[:, start:], ages[:, start:], before
+    )
+    np.testing.assert_allclose(found, expected[:, start:], atol=1e-6)
+
+
 def _recalled(ids, ages, *, size, reach):
   """The definition, one position after the other."""
   out = np.zeros(len(ids), np.int32)

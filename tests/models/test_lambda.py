@@ -14,6 +14,7 @@ from models import layer_cache
 from models import masks
 from models import positions
 from tests.models import lambda_reference as reference
+from tests.models import test_byte_latent
 
 ROTARY = positions.Rotary(theta=100.0)
 
@@ -138,6 +139,36 @@ def test_sinks_of_several_documents_in_one_block():
   )
   expected, *_ = reference.rows(arrays, documents, mask, ROTARY)
   np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_bfloat16_rows_stay_close_to_exact_ones():
+  mask = masks.Lambda(n_global=3, n_local=10)
+  arrays = tuple(
+    jnp.asarray(x, jnp.bfloat16) for x in reference.draw(6, 2, 45, 2)
+  )
+  documents = np.ones((2, 45), np.int32)
+  found, _ = attend_rows(arrays, documents, arrays[0], mask, ROTARY)
+  assert found.dtype == jnp.bfloat16
+  rounded = tuple(np.asarray(x, np.float64) for x in arrays)
+  expected, *_ = reference.rows(rounded, documents, mask, ROTARY)
+  found = np.asarray(found, np.float64)
+  np.testing.assert_allclose(found, expected, rtol=2e-2, atol=4e-2)
+
+
+@pytest.mark.parametrize('top_k', [0, 3])
+def test_arrays_are_linear_in_the_length(top_k):
+  mask = masks.Lambda(n_global=4, n_local=32, top_k=top_k)
+  largest = []
+  for length in (512, 1024):
+    arrays = reference.draw(0, 1, length, 2)
+    documents = np.ones((1, length), np.int32)
+    made = jax.make_jaxpr(
+      lambda *x: attend_rows(*x, mask=mask, position=positions.Alibi())
+    )(arrays, documents, arrays[0])
+    largest.append(max(test_byte_latent.sizes(made.jaxpr)))
+  # A block of 32 queries meets all keys only to choose from them.
+  assert largest[1] <= 1024 * reference.HEADS * max(reference.WIDTH, 32)
+  assert 1.8 < largest[1] / largest[0] < 2.2
 
 
 CACHED = {
