@@ -3,12 +3,11 @@
 python sample.py --checkpoint=runs/demo --prompt='def read(' --num_bytes=400
 
 Other ways than drawing: --beams, --contrastive, --superposed; --draft draws
-faster.
+faster; --nest copies from a corpus and says from where.
 """
 
 import codecs
 import dataclasses
-import json
 import os
 import pathlib
 import sys
@@ -16,17 +15,17 @@ import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
 from configs import command
+from configs import neighbours
 from configs import output_layer
 from configs import prompts
 from configs import restore
+from configs import traces
 from data import codec
-from evals import trace_page
 from models import forward
 from models import patched
 from models import superposition
@@ -91,6 +90,12 @@ _NGRAMS = flags.DEFINE_string(
 _RESET = flags.DEFINE_integer(
   'reset', 10, 'Of --superposed: one draft goes on after so many; 0 is never.'
 )
+_NEST = flags.DEFINE_string(
+  'nest', None, 'Key store of samplers.key_store, whose corpus is copied from.'
+)
+_NEST_RULE = flags.DEFINE_string(
+  'nest_rule', '', "Of --nest: its settings, as 'gamma=0.1, passages=20'."
+)
 _TRACE = flags.DEFINE_string(
   'trace',
   None,
@@ -113,6 +118,7 @@ class Job(NamedTuple):
   stops: stop_strings.StopStrings
   draft: engines.Source | None
   data: Any
+  corpus: neighbours.Corpus | None
 
 
 def prepare() -> Job:
@@ -140,9 +146,12 @@ def prepare() -> Job:
     sampler.rules, lambda: output_layer.find(config.model, params)
   )
   sampler = dataclasses.replace(sampler, rules=rules)
-  return Job(
-    config.model, params, sampler, name, texts, stops, draft, config.data
-  )
+  corpus = None
+  if _NEST.value:  # Keys are of the parameters as they are stored.
+    run = restore.restore(_CHECKPOINT.value, limit=_LAMBDA.value)
+    corpus = neighbours.read(_NEST.value, run, _NEST_RULE.value)
+  job = config.model, params, sampler, name, texts, stops, draft
+  return Job(*job, config.data, corpus)
 
 
 def check_ways() -> None:
@@ -152,6 +161,7 @@ def check_ways() -> None:
     '--beams': _BEAMS.value,
     '--contrastive': _CONTRASTIVE.value,
     '--superposed': _SUPERPOSED.value,
+    '--nest': _NEST.value,
   }
   if _TRACE.value and pathlib.Path(_TRACE.value).suffix != '.json':
     raise ValueError(
@@ -160,7 +170,7 @@ def check_ways() -> None:
   given = [name for name, value in ways.items() if value is not None]
   if len(given) > 1:
     raise ValueError(f'{given[0]} and {given[1]} exclude each other; drop one')
-  if _DRAFT.value is None and given and _SAMPLER.value:
+  if is_search() and _SAMPLER.value:
     raise ValueError(f'{given[0]} draws nothing, so that --sampler has no use')
   drafts = _SUPERPOSED.value
   if drafts is not None:
@@ -221,9 +231,15 @@ def start(job: Job) -> engines.Engine:
   )
   plan = engines.Plan(rows, _NUM_BYTES.value, _CHUNK, job.codec.stops)
   source = read_model(job.model, job.params)
-  if job.draft is None and not is_search():
+  if job.draft is None and not is_search() and job.corpus is None:
     return engines.draws(source, plan, job.sampler)
-  source = read_model(unhurried(job.model), job.params)
+  model = unhurried(job.model)
+  if job.corpus is not None:
+    texts = [text for text in job.prompts for _ in range(count)]
+    return neighbours.engine(
+      job.corpus, model, job.params, plan, texts, job.sampler
+    )
+  source = read_model(model, job.params)
   if _BEAMS.value is not None:
     return engines.beams(
       source,
@@ -237,7 +253,11 @@ def start(job: Job) -> engines.Engine:
       drafts=_SUPERPOSED.value, reset=_RESET.value or None
     )
     mixer = superposed.Mixer(*superposition.mixing(job.model))
-    store = read_ngrams(job)
+    store = ngram_store.load_or_build(
+      _NGRAMS.value,
+      job.codec.vocabulary_size,
+      lambda: [job.codec.encode(text) for text in job.data.open('train')],
+    )
     return engines.superposes(source, mixer, plan, store, rule, shown=count)
   if _CONTRASTIVE.value is not None:
     return engines.contrasts(
@@ -254,17 +274,6 @@ def start(job: Job) -> engines.Engine:
 def is_search() -> bool:
   """Is the text looked for, and nothing drawn?"""
   return any(w.value is not None for w in (_BEAMS, _CONTRASTIVE, _SUPERPOSED))
-
-
-def read_ngrams(job: Job) -> ngram_store.Store:
-  """The n-grams of --ngrams, counted first if there are none."""
-
-  def train() -> list[np.ndarray]:
-    job.data.prepare()
-    return [job.codec.encode(text) for text in job.data.open('train')]
-
-  size = job.codec.vocabulary_size
-  return ngram_store.load_or_build(_NGRAMS.value, size, train)
 
 
 def unhurried(model: Any) -> Any:
@@ -310,22 +319,27 @@ def write(job: Job) -> None:
   if last > first:  # The first chunk is mostly compilation.
     speed = (last - first) / (last_time - first_time)
     line += f', {speed:.0f} bytes/s once compiled'
-  if job.draft is not None:
+  if job.draft is not None or job.corpus is not None:
     accepted, drafted = (
       int(x.sum()) for x in (state.accepted_B, state.drafted_B)
     )
     line += f', {accepted / max(drafted, 1):.0%} of the drafted tokens accepted'
   print(line, file=sys.stderr)
+  sources = None
+  if job.corpus is not None:
+    sources = neighbours.spans(job.corpus.store, job.codec, state)
+    for row, spans in enumerate(sources):
+      for told in neighbours.described(spans):
+        print(f'{header(job, row)}{told}', file=sys.stderr)
   if _TRACE.value:
-    write_trace(job, seen)
+    write_trace(job, seen, sources)
 
 
-def write_trace(job: Job, seen: engines.Seen) -> None:
+def write_trace(job: Job, seen: engines.Seen, sources: Any) -> None:
   """Writes the JSON file and the page of --trace."""
-  rows = prompts.rows(
-    job.codec, job.prompts, _NUM_SAMPLES.value, _SEED.value
-  )
-  model = unhurried(job.model)
+  count, model = _NUM_SAMPLES.value, unhurried(job.model)
+  rows = prompts.rows(job.codec, job.prompts, count, _SEED.value)
+  is_apart = is_search() or job.corpus is not None
   found = trace.replay(
     forward.step(model),
     job.params,
@@ -333,33 +347,20 @@ def write_trace(job: Job, seen: engines.Seen) -> None:
     rows,
     jnp.asarray(seen.ids_BN),
     jnp.asarray(seen.length_B),
-    chain.Chain() if is_search() else job.sampler,
+    chain.Chain() if is_apart else job.sampler,
   )
-  found, ids_BN = jax.tree.map(np.asarray, (found, seen.ids_BN))
-  samples = []
-  for row, length in enumerate(np.asarray(seen.length_B)):
-    prompt, sample = divmod(row, _NUM_SAMPLES.value)
-    steps = [
-      trace_page.Step(
-        int(ids_BN[row, n]),
-        job.codec.decode(ids_BN[row, n : n + 1], begins=False),
-        *(x_BN[row, n].item() for x_BN in found),
-      )
-      for n in range(length)
-    ]
-    name = f'prompt {prompt + 1}, sample {sample + 1}'
-    samples.append(trace_page.Sample(name, job.prompts[prompt], steps))
   sampler = _SAMPLER.value or "the run's"
-  if is_search():
-    sampler = 'none: the text was searched for'
-  path = pathlib.Path(_TRACE.value)
-  page_path = path.with_suffix('.html')
-  path.parent.mkdir(parents=True, exist_ok=True)
-  found = trace_page.to_json(sampler, samples)
-  path.write_text(json.dumps(found, indent=1) + '\n', 'utf-8')
-  page = trace_page.page(f'Samples of {_CHECKPOINT.value}', sampler, samples)
-  page_path.write_text(page, 'ascii')
-  print(f'trace: {path}, {page_path}', file=sys.stderr)
+  if is_apart:
+    sampler = 'none: what the model alone thinks of the text'
+  paths = traces.write(
+    _TRACE.value,
+    found,
+    traces.Texts(job.prompts, count, seen.ids_BN, seen.length_B, sources),
+    job.codec,
+    title=f'Samples of {_CHECKPOINT.value}',
+    sampler=sampler,
+  )
+  print(f'trace: {paths[0]}, {paths[1]}', file=sys.stderr)
 
 
 def made(job: Job, seen: engines.Seen) -> list[bytes]:

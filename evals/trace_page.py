@@ -45,11 +45,15 @@ class Step(NamedTuple):
 
 
 class Sample(NamedTuple):
-  """A text that was made."""
+  """A text that was made.
+
+  sources: where parts of it were taken from, in words and as JSON.
+  """
 
   name: str
   prompt: bytes
   steps: Sequence[Step]
+  sources: Sequence[tuple[str, dict[str, Any]]] = ()
 
 
 def to_json(sampler: str, samples: Sequence[Sample]) -> dict[str, Any]:
@@ -65,6 +69,9 @@ def to_json(sampler: str, samples: Sequence[Sample]) -> dict[str, Any]:
           step._replace(text=step.text.decode('utf-8', 'replace'))._asdict()
           for step in sample.steps
         ],
+        **(
+          {'sources': [x for _, x in sample.sources]} if sample.sources else {}
+        ),
       }
       for sample in samples
     ],
@@ -95,6 +102,8 @@ def _section(sample: Sample) -> Iterator[str]:
   prompt = html.escape(sample.prompt.decode('utf-8', 'replace'))
   tokens = ''.join(_token(place, step) for place, step in enumerate(steps))
   yield f'<div class="text"><span class="prompt">{prompt}</span>{tokens}</div>'
+  for line, _ in sample.sources:
+    yield f'<p class="name">{html.escape(line)}</p>'
   if not steps:
     return
   mean = sum(step.entropy for step in steps) / len(steps)

@@ -24,6 +24,7 @@ _CHOICES = 'choices are greedy, ' + ', '.join(
   f'{name}(X)' for name in presets.RULES
 )
 _LISTS = ('ids', 'exempt', 'breakers')
+_MOST_IDS = 1 << 21
 
 
 @knobs.register
@@ -169,7 +170,7 @@ def _parse_value(field: str, value: str, text: str, name: str) -> Any:
 def _parse_ids(value: str, text: str) -> tuple[int, ...]:
   ids: list[int] = []
   for item in value.split():
-    span = re.fullmatch(r'(\d+)(?:-(\d+))?', item)
+    span = re.fullmatch(r'([0-9]{1,9})(?:-([0-9]{1,9}))?', item)
     if not span:
       raise ValueError(
         f'sampler rule {text!r}: {item!r} is no id; write ids as 10 or 97-122,'
@@ -179,6 +180,11 @@ def _parse_ids(value: str, text: str) -> tuple[int, ...]:
     if last < first:
       raise ValueError(
         f'sampler rule {text!r}: {item!r} runs backwards; write {last}-{first}'
+      )
+    if last - first + len(ids) >= _MOST_IDS:
+      raise ValueError(
+        f'sampler rule {text!r} names more than {_MOST_IDS} ids; no vocabulary'
+        ' has as many, so write a shorter span'
       )
     ids.extend(range(first, last + 1))
   return tuple(ids)

@@ -11,8 +11,11 @@ from samplers import beam
 from samplers import chain
 from samplers import contrastive
 from samplers import loop
+from samplers import nearest
+from samplers import nest
 from samplers import ngram_store
 from samplers import parallel
+from samplers import passages
 from samplers import rows as cache_rows
 from samplers import speculative
 from samplers import superposed
@@ -103,6 +106,7 @@ def drafts(
     plan.rows,
     capacity=plan.capacity,
     draft_tokens=draft_tokens,
+    sampler=sampler,
   )
   return Engine(
     state,
@@ -112,6 +116,47 @@ def drafts(
       sampler,
       num_rounds=-(-plan.chunk // (draft_tokens + 1)),
       draft_tokens=draft_tokens,
+      stop_ids=plan.stop_ids,
+    ),
+    lambda state: _see(state.target),
+    lambda state, done_B: state._replace(target=_stop(state.target, done_B)),
+  )
+
+
+def nests(
+  source: Source,
+  plan: Plan,
+  sampler: chain.Chain,
+  find: Callable[[np.ndarray], passages.Loaded],
+  rule: nearest.Nest,
+  *,
+  recent: int,
+) -> Engine:
+  """Draws and copies by samplers.nest; the step gives what keys are.
+
+  find: from the mean [B, D] of the states of the last `recent` ids of every
+  prompt to the passages that it calls for.
+  """
+  cache = _answering(source.init_cache(len(plan.rows[0]), plan.length))
+  state, query_BD, mean_BD = nest.prefill(
+    source.step,
+    source.params,
+    cache,
+    *plan.rows,
+    capacity=plan.capacity,
+    recent=recent,
+  )
+  loaded = find(np.asarray(mean_BD))
+  return Engine(
+    nest.begin(state, query_BD, loaded),
+    lambda state: nest.decode(
+      source.step,
+      source.params,
+      state,
+      loaded,
+      sampler,
+      rule,
+      num_rounds=plan.chunk,
       stop_ids=plan.stop_ids,
     ),
     lambda state: _see(state.target),

@@ -5,7 +5,9 @@ known on the host is checked there; a traced array cannot be.
 """
 
 import dataclasses
+import math
 import numbers
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 Number = int | float | jax.Array | np.ndarray
+# Whole numbers are below it, for arrays have 32 bits.
+_NO_INTEGER = 2.0**31
 # Whole numbers in a row, or one such row per row of the batch, -1 = nothing.
 Ids = tuple[int, ...] | jax.Array | np.ndarray
 
@@ -62,10 +66,10 @@ def settle(
   values = on_host(value)
   if values is None:
     return
-  values = np.asarray(values, np.float64).reshape(-1)
+  values = _as_floats(values).reshape(-1)
   valid = np.asarray(is_valid(values))
   if kind is int:
-    valid &= np.isfinite(values) & (np.floor(values) == values)
+    valid &= (np.abs(values) < _NO_INTEGER) & (np.floor(values) == values)
   if not valid.all():
     shown = value
     if np.ndim(value):
@@ -82,14 +86,26 @@ def settle_ids(rule: Any, field: str, label: str) -> None:
   values = on_host(value)
   if values is None:
     return
-  values = np.asarray(values, np.float64)
-  bad = values[(values < -1) | (values % 1 != 0)]
+  values = _as_floats(values)
+  is_whole = (values >= -1) & (np.floor(values) == values)
+  is_whole &= values < _NO_INTEGER
+  bad = values[~is_whole]
   if bad.size:
     raise ValueError(
       f'{label}={bad[0]:g} must be a whole number >= 0, the id of a token'
     )
   if isinstance(value, tuple):
     object.__setattr__(rule, field, tuple(map(int, value)))
+
+
+def _as_floats(values: Any) -> np.ndarray:
+  """In float64, infinite where a number of Python's is too large for it."""
+  try:
+    return np.asarray(values, np.float64)
+  except OverflowError:
+    return np.asarray(
+      [x if abs(x) < sys.float_info.max else math.inf for x in np.ravel(values)]
+    )
 
 
 def on_host(value: Any) -> Any:

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from samplers import stored_arrays
+
 ORDERS = (2, 3, 4, 5, 6)
 _MULTIPLIERS = 0x9E3779B1, 0x85EBCA77
 _FIELDS = 'first_M', 'second_M', 'count_M'
@@ -71,29 +73,39 @@ def save(
 
 def load(path: str | os.PathLike[str], vocabulary_size: int) -> Store:
   """Reads a store; ValueError if it is none, or of other ids."""
+  types = np.uint32, np.uint32, np.float32
+  kinds = {
+    f'{table}_{field}': (dtype, 1)
+    for table in Store._fields
+    for field, dtype in zip(_FIELDS, types, strict=True)
+  }
+  no_store = f'{path} is no n-gram store; remove it to have it built again'
   try:
-    with np.load(path) as file:
-      found = {name: file[name] for name in file.files}
-  except (ValueError, OSError) as error:
-    if isinstance(error, FileNotFoundError):
-      raise
-    raise ValueError(
-      f'{path} is no n-gram store; remove it to have it built again'
-    ) from error
-  names = {f'{t}_{f}' for t in Store._fields for f in _FIELDS}
-  if found.keys() != names | {'vocabulary_size'}:
-    raise ValueError(
-      f'{path} is no n-gram store; remove it to have it built again'
-    )
+    found = stored_arrays.read(path, kinds | {'vocabulary_size': (np.int64, 0)})
+  except ValueError as error:
+    raise ValueError(no_store) from error
   size = int(found['vocabulary_size'])
   if size != vocabulary_size:
     raise ValueError(
       f'{path} is an n-gram store of a vocabulary of {size} ids for a model of'
       f' {vocabulary_size}; name another file'
     )
-  return Store(
+  store = Store(
     *(Table(*(found[f'{t}_{f}'] for f in _FIELDS)) for t in Store._fields)
   )
+  if not all(map(_is_sound, store)):
+    raise ValueError(no_store)
+  return store
+
+
+def _is_sound(table: Table) -> bool:
+  """Whether hashes are in order and have counts."""
+  lengths = {len(array_M) for array_M in table}
+  if len(lengths) > 1 or 0 in lengths:
+    return False
+  hash_M = _join(table[:2])
+  rises = bool((hash_M[1:] >= hash_M[:-1]).all())
+  return rises and bool(((table.count_M > 0) & (table.count_M < np.inf)).all())
 
 
 def load_or_build(
@@ -127,19 +139,19 @@ def probability(
     ids_BMK: What might follow.
     weights: One per order.
   """
-  total_BMK = jnp.zeros(ids_BMK.shape, jnp.float32)
-  for order, weight in zip(ORDERS, weights, strict=True):
-    context = _hash_context(
-      recent_BMC[..., recent_BMC.shape[-1] - order + 1 :].astype(jnp.uint32),
-      order,
-    )
-    before_BM1 = _find(store.contexts, context)[..., None]
-    pair = _hash_pair(
-      tuple(h[..., None] for h in context), ids_BMK.astype(jnp.uint32)
-    )
-    share_BMK = _find(store.pairs, pair) / jnp.maximum(before_BM1, 1.0)
-    total_BMK += weight * share_BMK
-  return total_BMK
+  ids_BMK = ids_BMK.astype(jnp.uint32)
+  contexts, pairs = [], []
+  for order in ORDERS:
+    first = recent_BMC.shape[-1] - order + 1
+    context = _hash_context(recent_BMC[..., first:].astype(jnp.uint32), order)
+    contexts.append(context)
+    context_BM1 = tuple(h[..., None] for h in context)
+    pairs.append(_hash_pair(context_BM1, ids_BMK))
+  # Of all orders at once: a search is a loop of steps too small to be busy.
+  before_OBM = _find(store.contexts, _stack(contexts))
+  found_OBMK = _find(store.pairs, _stack(pairs))
+  share_OBMK = found_OBMK / jnp.maximum(before_OBM, 1.0)[..., None]
+  return jnp.tensordot(jnp.asarray(weights, jnp.float32), share_OBMK, 1)
 
 
 def _hash_context(ids: Any, order: int) -> tuple[Any, Any]:
@@ -166,6 +178,11 @@ def _absorb(value: Any, ids: Any, multiplier: int) -> Any:
   value = (value ^ (ids + np.uint32(1))) * np.uint32(multiplier)
   value = (value ^ (value >> np.uint32(15))) * np.uint32(0xC2B2AE3D)
   return value ^ (value >> np.uint32(13))
+
+
+def _stack(pairs: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
+  first, second = zip(*pairs, strict=True)
+  return jnp.stack(first), jnp.stack(second)
 
 
 def _join(pair: tuple[np.ndarray, np.ndarray]) -> np.ndarray:

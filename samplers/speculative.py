@@ -4,7 +4,8 @@ Of the drafted tokens x_1 x_2 ... each is accepted with probability min(1, p(x)
 / q(x)); in place of the first that is not, one is drawn in proportion to
 max(p - q, 0), and after all of them one more from p. Leviathan et al. 2023
 (arXiv 2211.17192), Chen et al. 2023 (arXiv 2302.01318). p and q are what the
-sampler makes of the logits of either model.
+sampler makes of the logits of either model. What it remembers is kept for every
+place of a draft, and that of the last token goes on.
 
 Both models are used through their steps alone, so that no cache has to forget:
 rejected tokens are read into a copy, and the accepted ones once more. A draft
@@ -22,6 +23,7 @@ import jax.numpy as jnp
 from samplers import chain
 from samplers import draw
 from samplers import entropy
+from samplers import history
 from samplers import loop
 
 # Streams of the key of a token; rules that toss use the numbers from 1 on.
@@ -45,6 +47,19 @@ class State(NamedTuple):
   accepted_B: jax.Array
 
 
+class _Verified(NamedTuple):
+  """Tokens of the round, how many there are, and how many of them are drafts.
+
+  memory: the sampler's, after them. is_bad_B: was there no law to go on with?
+  """
+
+  token_BN: jax.Array
+  count_B: jax.Array
+  accepted_B: jax.Array
+  memory: Any
+  is_bad_B: jax.Array
+
+
 class _Round(NamedTuple):
   """Drafts of one round; G is their number."""
 
@@ -62,6 +77,7 @@ def prefill(
   *,
   capacity: int,
   draft_tokens: int,
+  sampler: chain.Chain | None = None,
 ) -> State:
   """Reads prompts into both models.
 
@@ -74,6 +90,7 @@ def prefill(
     rows: ids_BT, lengths_B and keys_B of samplers.loop.prefill.
     capacity: Tokens that can be generated per row, N.
     draft_tokens: As for `decode`.
+    sampler: The one to decode with, needed if it remembers its rows.
   """
   if draft_tokens < 1:
     raise ValueError(
@@ -84,8 +101,12 @@ def prefill(
   state, other = (
     None
     if cache is None
-    else loop.prefill(model.step, model.params, cache, *rows, capacity=capacity)
-    for model, cache in zip((target, draft), caches, strict=True)
+    else loop.prefill(
+      model.step, model.params, cache, *rows, capacity=capacity, sampler=rule
+    )
+    for model, cache, rule in zip(
+      (target, draft), caches, (sampler, None), strict=True
+    )
   )
   if other is None:
     return State(state, None, None, *counts)
@@ -141,15 +162,8 @@ def decode(
 ) -> State:
   """Up to num_rounds rounds of 1 to draft_tokens + 1 tokens; donates the state.
 
-  The sampler may have no rule that remembers: there would have to be a memory
-  for every draft. ValueError names one.
+  ValueError for a sampler that remembers and that prefill was not given.
   """
-  remembering = [type(r).__name__ for r in sampler.rules if hasattr(r, 'init')]
-  if remembering:
-    raise ValueError(
-      f'{remembering[0]} remembers what was drawn, which speculative sampling'
-      ' cannot take back; drop it, or sample without a draft model'
-    )
   params = target.params, draft.params
   return _decode(
     target.step, draft.step, params, state, sampler, num_rounds, stop_ids,
@@ -193,10 +207,9 @@ def _advance(
   logits_GBV = jnp.concatenate(
     [now.logits_BV[None], jnp.swapaxes(logits_BGV, 0, 1).astype(jnp.float32)]
   )
-  token_BN, count_B, accepted_B, is_bad_B = _verify(
-    now, sampler, made, logits_GBV
-  )
-  count_B, ended_B = _cut(now, token_BN, count_B, stop_ids)
+  found = _verify(now, sampler, made, logits_GBV, active_B)
+  token_BN = found.token_BN
+  count_B, ended_B = cut(now, token_BN, found.count_B, stop_ids)
   count_B = jnp.where(active_B, count_B, 0)
   target_cache, logits_BV = _commit(
     target, now.cache, read, token_BN, count_B, active_B, now.logits_BV
@@ -212,7 +225,7 @@ def _advance(
   ids_BN = now.ids_BN.at[jnp.arange(len(count_B))[:, None], place_BN].set(
     token_BN, mode='drop'
   )
-  failed_B |= active_B & is_bad_B & ~ended_B
+  failed_B |= active_B & found.is_bad_B & ~ended_B
   following = now._replace(
     cache=target_cache,
     ids_BN=ids_BN,
@@ -220,12 +233,13 @@ def _advance(
     logits_BV=logits_BV,
     done_B=now.done_B | failed_B | (active_B & ended_B),
     failed_B=failed_B,
+    memory=found.memory,
   )
   return State(
     following,
     *own,
     state.drafted_B + jnp.where(active_B, draft_tokens, 0),
-    state.accepted_B + jnp.where(active_B, accepted_B, 0),
+    state.accepted_B + jnp.where(active_B, found.accepted_B, 0),
   )
 
 
@@ -238,42 +252,56 @@ def _draft(
 ) -> _Round:
   """Draws the drafts one after the other, whatever the target may say."""
 
-  def propose(carry: tuple[Any, jax.Array], place: jax.Array) -> tuple:
-    cache, logits_BV = carry
+  def propose(carry: tuple[Any, ...], place: jax.Array) -> tuple:
+    cache, logits_BV, memory = carry
     # Whatever proposes, the law is the target's.
     is_law_B1 = jnp.isfinite(jnp.max(logits_BV, axis=1, keepdims=True))
     logits_BV = jnp.where(is_law_B1, logits_BV, 0.0)
-    keys_B = _keys(state.target, place)
-    changed_BV = sampler.transform(keys_B, logits_BV, ())
+    keys_B = token_keys(state.target, place)
+    changed_BV = sampler.transform(keys_B, logits_BV, memory)
     token_B = draw.draw(_stream(keys_B, _DRAFT), changed_BV)
+    drawn = history.Drawn(token_B, active_B, changed_BV)
+    memory = sampler.remember(memory, drawn)
     logits_B1V, cache = draft.step(
       draft.params, token_B[:, None], active_B[:, None].astype(jnp.int32), cache
     )
     made = token_B, entropy.law(changed_BV).p_BV
-    return (cache, logits_B1V[:, 0].astype(jnp.float32)), made
+    return (cache, logits_B1V[:, 0].astype(jnp.float32), memory), made
 
   begin = state.draft_cache, state.draft_logits_BV
   if state.draft_cache is None:
     begin = state.target.cache, state.target.logits_BV
-  (cache, logits_BV), (token_GB, q_GBV) = jax.lax.scan(
-    propose, begin, jnp.arange(draft_tokens)
+  (cache, logits_BV, _), (token_GB, q_GBV) = jax.lax.scan(
+    propose, (*begin, state.target.memory), jnp.arange(draft_tokens)
   )
   return _Round(token_GB.T, q_GBV, cache, logits_BV)
 
 
 def _verify(
-  now: loop.State, sampler: chain.Chain, made: _Round, logits_GBV: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-  """Tokens of the round [B, G + 1], how many, how many drafts; or no law."""
+  now: loop.State,
+  sampler: chain.Chain,
+  made: _Round,
+  logits_GBV: jax.Array,
+  active_B: jax.Array,
+) -> _Verified:
+  """What remains of the drafts, and a draw behind them."""
   count, (batch_size, size) = len(made.q_GBV), now.logits_BV.shape
   rows_B = jnp.arange(batch_size)
 
-  def law(place: jax.Array, logits_BV: jax.Array) -> jax.Array:
-    keys_B = _keys(now, place)
-    return entropy.law(sampler.transform(keys_B, logits_BV, ())).p_BV
+  def judge(memory: Any, given: tuple[jax.Array, ...]) -> tuple[Any, Any]:
+    place, logits_BV, token_B = given
+    changed_BV = sampler.transform(token_keys(now, place), logits_BV, memory)
+    seen = memory, changed_BV
+    drawn = history.Drawn(token_B, active_B, changed_BV)
+    return sampler.remember(memory, drawn), seen
 
-  p_GBV = jax.lax.map(lambda x: law(*x), (jnp.arange(count + 1), logits_GBV))
-  keys_GB = jax.vmap(functools.partial(_keys, now))(jnp.arange(count + 1))
+  # Behind the drafts comes a token that is not known yet, and not looked at.
+  token_BN = jnp.pad(made.token_BG, ((0, 0), (0, 1)))
+  _, (memory_G, changed_GBV) = jax.lax.scan(
+    judge, now.memory, (jnp.arange(count + 1), logits_GBV, token_BN.T)
+  )
+  p_GBV = jax.lax.map(lambda x_BV: entropy.law(x_BV).p_BV, changed_GBV)
+  keys_GB = jax.vmap(functools.partial(token_keys, now))(jnp.arange(count + 1))
   uniform_GB = jax.vmap(jax.vmap(jax.random.uniform))(
     jax.vmap(functools.partial(_stream, number=_ACCEPT))(keys_GB)
   )
@@ -288,14 +316,22 @@ def _verify(
   rest_BV = residual(p_GBV[accepted_B, rows_B], q_GBV[accepted_B, rows_B])
   keys_B = _stream(keys_GB[accepted_B, rows_B], _REPLACE)
   last_B = draw.draw(keys_B, jnp.log(rest_BV))
-  token_BN = jnp.pad(made.token_BG, ((0, 0), (0, 1)))
   token_BN = token_BN.at[rows_B, accepted_B].set(last_B)
   is_law_B = is_law_GB[accepted_B, rows_B]
-  count_B = accepted_B + is_law_B.astype(jnp.int32)
-  return token_BN, count_B, accepted_B, ~is_law_B
+  drawn = history.Drawn(
+    last_B, active_B & is_law_B, changed_GBV[accepted_B, rows_B]
+  )
+  memory = jax.tree.map(lambda x: x[accepted_B, rows_B], memory_G)
+  return _Verified(
+    token_BN,
+    accepted_B + is_law_B.astype(jnp.int32),
+    accepted_B,
+    sampler.remember(memory, drawn),
+    ~is_law_B,
+  )
 
 
-def _cut(
+def cut(
   now: loop.State,
   token_BN: jax.Array,
   count_B: jax.Array,
@@ -346,7 +382,7 @@ def _commit(
   return cache, jnp.where((count_B > 0)[:, None], last_BV, logits_BV)
 
 
-def _keys(state: loop.State, place: int | jax.Array) -> jax.Array:
+def token_keys(state: loop.State, place: int | jax.Array) -> jax.Array:
   """Of the token that is `place` after the next one."""
   return jax.vmap(jax.random.fold_in)(state.keys_B, state.length_B + place)
 

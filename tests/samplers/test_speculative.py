@@ -1,11 +1,12 @@
 """The law of speculative sampling is the target's, whatever drafts."""
 
+import functools
 import itertools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import special
 from scipy import stats
 
 from samplers import chain
@@ -40,6 +41,7 @@ def run(
     (*toy.padded(prompts), keys_B),
     capacity=capacity,
     draft_tokens=draft_tokens,
+    sampler=sampler,
   )
   return speculative.decode(
     TARGET_MODEL,
@@ -78,18 +80,28 @@ def test_one_token_has_exactly_the_law_of_the_target():
 
 
 @pytest.mark.parametrize(
-  'draft_tokens', [pytest.param(1, marks=pytest.mark.slow), 3]
+  'draft_tokens, penalty',
+  [
+    pytest.param(1, 0.0, marks=pytest.mark.slow),
+    (3, 0.0),
+    pytest.param(3, 2.0, marks=pytest.mark.slow),
+  ],
 )
-def test_pairs_within_a_text_follow_the_joint_law(draft_tokens):
+def test_pairs_within_a_text_follow_the_joint_law(draft_tokens, penalty):
   count, size = 8_000, toy.VOCABULARY
-  sampler = chain.parse('temperature(1.3)|top_k(4)')
+  rule = f'frequency({penalty})|' if penalty else ''
+  sampler = chain.parse(rule + 'temperature(1.3)|top_k(4)')
   state = run([[1, 4]] * count, sampler, capacity=4, draft_tokens=draft_tokens)
 
-  changed_SV = sampler.transform(None, jnp.asarray(toy.TABLE), ())
-  law_SV = np.asarray(jax.nn.softmax(changed_SV)).astype(np.float64)
+  @functools.cache
+  def law_after(ids):
+    counts_V = np.bincount(ids[2:], minlength=size)
+    logits_V = (toy.TABLE[toy.hash_of(ids)] - penalty * counts_V) / 1.3
+    logits_V[np.argsort(logits_V)[:-4]] = -np.inf
+    return special.softmax(logits_V.astype(np.float64))
 
   def law(ids):
-    return law_SV[toy.hash_of(ids)]
+    return law_after(tuple(ids))
 
   expected_VV = np.zeros((size, size))
   for first, second in itertools.product(range(size), repeat=2):
@@ -134,6 +146,25 @@ def test_the_model_as_its_own_draft_is_always_right():
   state = run(toy.PROMPTS, toy.WARM, table=toy.TABLE, capacity=12)
   np.testing.assert_array_equal(state.accepted_B, state.drafted_B)
   assert state.target.cache.calls <= 1 + 3 * 3
+
+
+def test_rules_that_remember_follow_what_was_kept():
+  rules = 'repetition(1.7)|dry(0.8, allowed=1)|min_length(5, ids=1)'
+  sampler = chain.parse(rules + '|temperature(0)')
+  state = run(toy.PROMPTS, sampler, stop_ids=(1,))
+  plain = loop.generate(
+    toy.step,
+    toy.TABLE,
+    toy.empty(4),
+    *toy.padded(toy.PROMPTS),
+    toy.keys_for(4),
+    sampler,
+    num_tokens=toy.CAPACITY,
+    stop_ids=(1,),
+  )
+  assert toy.rows_of(state.target) == toy.rows_of(plain)
+  free = [toy.greedy_reference(p, toy.CAPACITY, (1,)) for p in toy.PROMPTS]
+  assert toy.rows_of(plain) != free
 
 
 def test_rows_and_rounds_do_not_depend_on_each_other():
@@ -210,7 +241,21 @@ def test_models_with_windows_and_n_grams_agree_with_plain_decoding():
 def test_bad_input_is_named():
   with pytest.raises(ValueError, match='vocabulary of 7 ids and the model one'):
     run([[1]], toy.GREEDY, table=toy.TABLE[:, :7])
-  with pytest.raises(ValueError, match=r'Repetition remembers .* drop it'):
-    run([[1]], chain.parse('repetition(1.2)'))
+  state = speculative.prefill(
+    TARGET_MODEL,
+    TARGET_MODEL,
+    (toy.empty(1), toy.empty(1)),
+    (*toy.padded([[1]]), toy.keys_for(1)),
+    capacity=toy.CAPACITY,
+    draft_tokens=4,
+  )
+  with pytest.raises(ValueError, match=r'Repetition of .* must remember and'):
+    speculative.decode(
+      TARGET_MODEL,
+      TARGET_MODEL,
+      state,
+      chain.parse('repetition(1.2)'),
+      num_rounds=1,
+    )
   with pytest.raises(ValueError, match='draft_tokens=0 must be at least 1'):
     run([[1]], toy.GREEDY, draft_tokens=0)
