@@ -6,9 +6,10 @@ python -m bench.event_peers --config=... --set data.users=2000 \\
 
 Writes peers.json, peers.svg and a file of test probabilities per peer to --out;
 a peer that is there, of the same events, is not trained again. `python -m
-evals.events score` writes the file of a run for --probabilities. Every peer
-sees what a model sees: the past of an event, with --revealed its labels, and
-the event's other columns.
+evals.events score` writes the file of a run for --probabilities, which is then
+compared with every peer by pairs of resampled entities. Every peer sees what a
+model sees: the past of an event, with --revealed its labels, and the event's
+other columns.
 """
 
 import json
@@ -42,6 +43,7 @@ _COLUMNS = (
   'auc', 'average_precision', 'recall_at_fpr_0.1%', 'recall_at_fpr_1%', 'f1',
   'log_loss', 'ece',
 )  # fmt: skip
+_COMPARED = ('average_precision', 'auc', 'log_loss')
 
 
 class Splits:
@@ -143,7 +145,8 @@ def run(
       }
       facts.write_text(json.dumps(stored), 'utf-8')
     stored = json.loads(facts.read_text('utf-8'))
-    scores = splits.scores(np.load(path), stored['threshold'], ceiling_E)
+    p_E = np.load(path, allow_pickle=False)
+    scores = splits.scores(p_E, stored['threshold'], ceiling_E)
     del stored['identity']
     report[name] = stored | scores.report(replicates)
     print(f'{name}: {report[name]["average_precision"]:.4f}', file=sys.stderr)
@@ -167,6 +170,21 @@ def table(report: dict[str, dict[str, float]]) -> str:
   return '\n'.join(lines) + '\n'
 
 
+def differences(
+  splits: Splits,
+  ours: event_metrics.Scores,
+  peers: Sequence[str],
+  folder: pathlib.Path,
+  replicates: int,
+) -> dict[str, dict[str, float]]:
+  """Our scores less those of each peer in the folder, drawn by pairs."""
+  found = {}
+  for name in peers:
+    theirs = splits.scores(np.load(folder / f'{name}.npy'), 0.5, ours.ceiling_E)
+    found[name] = event_metrics.compare(ours, theirs, replicates)
+  return found
+
+
 def main(arguments: Sequence[str]) -> None:
   """Trains and scores; prints the table."""
   if len(arguments) > 1:
@@ -183,17 +201,25 @@ def main(arguments: Sequence[str]) -> None:
   )
   folder = pathlib.Path(_OUT.value).expanduser()
   report = run(splits, _PEERS.value, folder, _REPLICATES.value)
+  lines, peers = [], list(report)
   for entry in _PROBABILITIES.value:
     name, _, path = entry.partition('=')
     probability_E = np.full(len(splits.test.label_E), np.nan)
-    probability_E[splits.test.used_E] = np.load(path)
+    found_E = np.load(path, allow_pickle=False)
+    probability_E[splits.test.used_E] = found_E
     scores = splits.scores(probability_E, 0.5, splits.ceiling())
     report[name] = scores.report(_REPLICATES.value)
+    found = differences(splits, scores, peers, folder, _REPLICATES.value)
+    for peer, less in found.items():
+      shown = ', '.join(
+        f'{x} {less[x]:+.4f} +- {less[f"{x}_stderr"]:.4f}' for x in _COMPARED
+      )
+      lines.append(f'{name} less {peer}, by pairs: {shown}')
   text = json.dumps(report, indent=2)
   (folder / 'peers.json').write_text(text, 'utf-8')
   picture = event_plot.draw(report, 'average_precision')
   (folder / 'peers.svg').write_text(picture, 'utf-8')
-  print(table(report))
+  print('\n'.join([table(report), *lines]))
 
 
 if __name__ == '__main__':

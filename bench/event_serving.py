@@ -1,5 +1,7 @@
 """What an event costs once a model is in service, early and late in a history.
 
+Beside it, gradient-boosted trees with lag features on the same events.
+
 python -m bench.event_serving
 python -m bench.event_serving --checkpoint=runs/events_card
 """
@@ -14,6 +16,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from bench import event_trees
 from configs import command
 from configs import events_card
 from configs import fitting
@@ -27,6 +30,9 @@ from models import forward
 from training import host
 
 _TIMED = 30
+_TRAINED = ('train', 'validation')
+# About as many as early stopping leaves.
+_ROUNDS = 300
 
 
 class Served(NamedTuple):
@@ -44,6 +50,12 @@ def main(_: Sequence[str]) -> None:
     served = _load()
     rate = scoring(served)
     print(f'scoring, whole histories in rows: {rate:.0f} events/s')
+    if served.corpus.tokenizer.label is not None:
+      features, predict = trees(served)
+      print(
+        f'trees: lag features {features:.0f} events/s, predict {predict:.0f}'
+        f' events/s, both {1 / (1 / features + 1 / predict):.0f} events/s'
+      )
     entities = _ENTITIES.value
     for before, seconds in streaming(served, entities, _LAST.value):
       print(
@@ -60,6 +72,23 @@ def scoring(served: Served) -> float:
   began = time.monotonic()
   evaluator.score(apply, served.params, corpus, entities=len(corpus))
   return corpus.num_events / (time.monotonic() - began)
+
+
+def trees(served: Served) -> tuple[float, float]:
+  """Events per second of making lag features, and of predicting from them."""
+  stream = served.corpus.stream
+  train, validation = (
+    event_trees.Split.of(stream.open(split)) for split in _TRAINED
+  )
+  test = event_trees.Split.of(served.corpus)
+  found = [x.features(lags=True, revealed=False) for x in (train, validation)]
+  model = event_trees.boost(found[0], train, found[1], validation, _ROUNDS)
+  began = time.monotonic()
+  features = test.features(lags=True, revealed=False)
+  made = time.monotonic()
+  model(features)
+  events = served.corpus.num_events
+  return events / (made - began), events / (time.monotonic() - made)
 
 
 def streaming(

@@ -3,7 +3,8 @@
 python train.py --config=configs/events_card.py --workdir=runs/events_card
 
 Every column is foreseen, and labels are hidden as in service. `eval.py` reports
-what is best possible beside every score: the laws of the users are known.
+what is best possible beside every score: the laws of the users are known. A row
+is a user of 120 events, so that 188 steps read all of them once.
 """
 
 from configs import base
@@ -11,6 +12,7 @@ from data import event_batches
 from data import event_source
 from evals import event_imputation
 from evals import event_scores
+from models import event_judge
 from models import event_lm
 from models import masks
 from models import positions
@@ -22,21 +24,26 @@ from training import sharding
 
 
 def get_config() -> base.Config:
+  masked = {
+    'masks': (masks.Causal(window=128),),
+    'position': positions.Alibi(),
+  }
   return base.Config(
     model=event_lm.EventLM(
-      trunk=stacks.Stack(
-        width=128,
-        layers=3,
-        heads=4,
-        hidden=256,
-        masks=(masks.Causal(window=128),),
-        position=positions.Alibi(),
-      )
+      trunk=stacks.Stack(width=128, layers=3, heads=4, hidden=256, **masked),
+      copies=True,
+      # Small, since there are few frauds to learn from.
+      judge=event_judge.Judge(
+        stack=stacks.Stack(width=32, layers=2, heads=4, hidden=64, **masked),
+        hidden=64,
+      ),
     ),
     data=event_source.CardStream(users=10_000),
-    rows=event_batches.EventRows(shuffle=True, keep_last=0.9, mask_all=0.7),
-    optimizer=optimizer.AdamW(learning_rate=3e-3, warmup_steps=100),
-    objective=column_nats.ColumnNats(label_weight=10.0),
+    rows=event_batches.EventRows(shuffle=0.25, keep_last=0.8, mask_all=0.8),
+    optimizer=optimizer.AdamW(
+      learning_rate=3e-3, warmup_steps=200, final_ratio=0.02, b2=0.99
+    ),
+    objective=column_nats.ColumnNats(label_weight=3.0),
     sampler=chain.Chain(),
     evals=(
       event_scores.EventScores(),
@@ -47,9 +54,11 @@ def get_config() -> base.Config:
     shardings=sharding.TRANSFORMER,
     # 120 events of 8 columns.
     row_length=960,
-    batch_size=16,
-    steps=5000,
-    eval_every=1000,
-    eval_bytes=500_000,
+    batch_size=32,
+    # 16 times all users.
+    steps=3000,
+    eval_every=500,
+    eval_bytes=400_000,
     checkpoint_every=500,
+    keep=6,
   )

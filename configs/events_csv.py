@@ -13,6 +13,7 @@ import dataclasses
 from configs import base
 from configs import events_card
 from data import event_files
+from evals import event_orders
 
 
 def get_config() -> base.Config:
@@ -20,6 +21,7 @@ def get_config() -> base.Config:
   return dataclasses.replace(
     config,
     data=event_files.Events(),
-    rows=dataclasses.replace(config.rows, context=32),
+    evals=(*config.evals, event_orders.EventOrders()),
+    rows=dataclasses.replace(config.rows, shuffle=0.5, context=32),
     row_length=1024,
   )

@@ -8,12 +8,21 @@ import dataclasses
 from configs import base
 from configs import events_card
 from data import event_fresh
+from training import column_nats
 
 
 def get_config() -> base.Config:
   config = events_card.get_config()
+  judge = config.model.judge
+  stack = judge.stack.clone(width=96, layers=3, hidden=192)
   return dataclasses.replace(
     config,
+    model=config.model.clone(judge=judge.clone(stack=stack, hidden=192)),
     rows=event_fresh.FreshRows(**dataclasses.asdict(config.rows)),
-    steps=15_000,
+    objective=column_nats.ColumnNats(label_weight=10.0),
+    # 544,000 users.
+    steps=17_000,
+    eval_every=4000,
+    checkpoint_every=1000,
+    keep=2,
   )

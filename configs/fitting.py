@@ -3,13 +3,10 @@
 import dataclasses
 from typing import Any
 
-import jax
-from jax.experimental import multihost_utils
-
 from configs import base
-from data import event_codes
 from models import event_lm
 from models import unlimited
+from training import processes
 
 
 def check(config: base.Config) -> None:
@@ -55,18 +52,14 @@ def with_codec(
   stored: JSON of the run that is resumed, which keeps what it has learned.
   """
   data = base.from_json(stored).data if stored else config.data
-  if jax.process_index() == 0:
-    data.trained()
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices('data prepared')
+  processes.first('prepare the data', data.trained)
   data = data.trained()
   model = config.model
   if isinstance(model, event_lm.EventLM):
     columns = data.tokenizer.columns
-    numbers = [isinstance(c.code, event_codes.Bins) for c in columns]
     model = model.clone(
       columns=tuple(column.size for column in columns),
-      numbers=tuple(i for i, number in enumerate(numbers) if number),
+      numbers=tuple(i for i, c in enumerate(columns) if c.is_binned),
     )
   return dataclasses.replace(config, data=data, model=model)
 

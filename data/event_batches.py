@@ -35,8 +35,8 @@ class Pieces(NamedTuple):
 class EventRows:
   """How histories become rows, for Config.rows.
 
-  shuffle: every event's columns are read in an order of their own, drawn anew
-    whenever a row is read; else from first to last.
+  shuffle: probability that a row's events are read in orders of columns of
+    their own, drawn anew whenever a row is read; else from first to last.
   keep_last: probability that a shuffled event keeps its last column, which is
     the label if there is one, at the end.
   mask_all: probability that a row shows none of its labels; mask_some: that a
@@ -45,14 +45,14 @@ class EventRows:
   context: events that a row reads again where it goes on with a history.
   """
 
-  shuffle: bool = False
+  shuffle: float = 0.0
   keep_last: float = 0.5
   mask_all: float = 1.0
   mask_some: float = 0.0
   context: int = 0
 
   def __post_init__(self) -> None:
-    for name in ('keep_last', 'mask_all', 'mask_some'):
+    for name in ('shuffle', 'keep_last', 'mask_all', 'mask_some'):
       if not 0 <= getattr(self, name) <= 1:
         raise ValueError(
           f'rows.{name}={getattr(self, name)} is a probability; choose it in'
@@ -164,6 +164,8 @@ class Rows:
       key_RC[rng.random(self.events) < how.keep_last, -1] = 1.0
       # The place of each column where they are sorted by these keys.
       rank_RC = np.argsort(np.argsort(key_RC, axis=1), axis=1)
+      if rng.random() >= how.shuffle:
+        rank_RC[:] = np.arange(self._count)
       row['rank'] = rank_RC.astype(np.int32).reshape(-1)
     return row
 

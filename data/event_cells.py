@@ -62,7 +62,10 @@ def numbers(column: pa.Array, name: str) -> tuple[pa.Array, list[Problem]]:
     numeric = numeric or pa.types.is_decimal(column.type)
     if not numeric:
       text = column.cast(pa.string())
-    found = text.cast(pa.float64()) if numeric else _cast(text, pa.float64())
+    if numeric:  # The nearest one, as of numbers that are written out.
+      found = text.cast(pa.float64(), safe=False)
+    else:
+      found = _cast(text, pa.float64())
   else:
     text = words(column)
     found = _cast(_plain_numbers(text), pa.float64())

@@ -6,6 +6,8 @@ Numbers: NULL, UNDER, OVER, ZERO. Recents: NULL, NEW.
 
 import dataclasses
 import functools
+import itertools
+import sys
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ _WORDS, _LABELS, _NUMBERS, _RECENTS = 2, 3, 4, 2
 # Train values kept of every bin to draw from; the one in the middle is the
 # median.
 _SAMPLES = 65
+_DEEPEST = 2**20  # of Recents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,10 +226,54 @@ def to_json(code: Code) -> dict[str, Any]:
 
 
 def from_json(stored: dict[str, Any]) -> Code:
-  """What `to_json` was given."""
-  fields = dict(stored)
-  kind = {'Words': Words, 'Bins': Bins, 'Recents': Recents}[fields.pop('code')]
-  return kind(**{name: _tuples(value) for name, value in fields.items()})
+  """What `to_json` was given; ValueError for anything else."""
+  kinds = {'Words': Words, 'Bins': Bins, 'Recents': Recents}
+  name = stored.get('code')
+  kind = kinds.get(name) if isinstance(name, str) else None
+  fields = {x: _tuples(stored[x]) for x in stored if x != 'code'}
+  known = kind and {field.name for field in dataclasses.fields(kind)}
+  if known is None or fields.keys() != known:
+    raise ValueError(f'{str(name)[:40]!r} with {len(fields)} fields is no code')
+  found = kind(**fields)
+  if not _is_sound(found):
+    raise ValueError(f'its {name} are not what fitting makes')
+  return found
+
+
+def _is_sound(code: Code) -> bool:
+  """Whether the fields are of their types, and fit together."""
+  if isinstance(code, Words):
+    words = code.words
+    is_text = isinstance(words, tuple) and all(map(_is_text, words))
+    return is_text and isinstance(code.masked, bool)
+  if isinstance(code, Recents):
+    return type(code.depth) is int and 1 <= code.depth <= _DEEPEST
+  edges, samples = code.edges, code.samples
+  if not _are_numbers(edges) or not isinstance(samples, tuple):
+    return False
+  inside = all(_are_numbers(part) and part for part in samples)
+  rises = all(a <= b for a, b in itertools.pairwise(edges))
+  scales = (code.scale, code.mean, code.spread)
+  return (
+    inside
+    and rises
+    and len(edges) == len(samples) + 1 > 1
+    and _are_numbers(scales)
+    and min(code.scale, code.spread) > 0
+  )
+
+
+def _is_text(value: Any) -> bool:
+  try:
+    return isinstance(value, str) and value.encode('utf-8') is not None
+  except UnicodeEncodeError:
+    return False
+
+
+def _are_numbers(values: Any) -> bool:
+  return isinstance(values, tuple) and all(
+    type(x) in (int, float) and abs(x) <= sys.float_info.max for x in values
+  )
 
 
 def _tuples(value: Any) -> Any:

@@ -11,7 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data import arrays
 from data import event_tokens
+from data import json_text
 from data import text
 
 _SECOND = 10**6
@@ -63,8 +65,7 @@ class EventCorpus:
       stored = {'splits': {self.split: counts}}
       stored['content_sha256'] = self.tokenizer.digest
     else:
-      text = (self.path.parent / 'metadata.json').read_text('utf-8')
-      stored = json.loads(text)
+      stored = _read_json(self.path.parent / 'metadata.json')
     return stored | {'split': self.split}
 
   @functools.cached_property
@@ -103,14 +104,14 @@ class EventCorpus:
     cls, path: pathlib.Path, tokenizer: event_tokens.Tokenizer
   ) -> 'EventCorpus':
     """A split that a Writer has written; ValueError where it is damaged."""
-    stored = json.loads((path / 'corpus.json').read_text('utf-8'))
-    if stored['tokenizer'] != tokenizer.digest:
+    made_by = _read_json(path / 'corpus.json').get('tokenizer')
+    if made_by != tokenizer.digest:
       raise ValueError(
-        f'{path} was encoded by tokenizer {stored["tokenizer"][:12]} and is'
+        f'{path} was encoded by tokenizer {str(made_by)[:12]} and is'
         f' opened with {tokenizer.digest[:12]}; remove {path.parent} to have'
         ' it prepared again.'
       )
-    offsets_N1 = np.load(path / 'offsets.npy', mmap_mode='r')
+    offsets_N1 = arrays.offsets(path / 'offsets.npy')
     events, columns = int(offsets_N1[-1]), len(tokenizer.columns)
     maps = {}
     for name, dtype, shape in (
@@ -195,6 +196,11 @@ class Writer:
       self._table = pq.ParquetWriter(path, table.schema)
     self._table.write_table(table[:stop].combine_chunks(), _GROUP)
     self._pending = [table[stop:]] if stop < len(table) else []
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+  way_out = f'remove {path.parent} to have it prepared again'
+  return json_text.load(path, dict, way_out)
 
 
 def _id_type(tokenizer: event_tokens.Tokenizer) -> type:

@@ -8,12 +8,12 @@ one CSV first.
 import csv
 import dataclasses
 import datetime
-import gzip
-import json
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 
 from data import event_schema
+from data import json_text
+from data import unpacked
 
 _GOOD_LOANS, _BAD_LOANS = ('A', 'C'), ('B', 'D')
 _REVIEW = ('reviewerID', 'asin', 'verified', 'unixReviewTime', 'overall')
@@ -41,17 +41,14 @@ def _fields(**kinds: str) -> tuple[event_schema.Field, ...]:
 def amazon_rows(reviews: pathlib.Path) -> Iterator[Sequence[object]]:
   """Reviews of a 5-core file, one JSON object per line (.gz or not)."""
   yield _REVIEW
-  opener = gzip.open if reviews.suffix == '.gz' else open
-  with opener(reviews, 'rt', encoding='utf-8') as lines:
+  with unpacked.opened(reviews) as lines:
     for number, line in enumerate(lines, 1):
       if not line.strip():
         continue
-      try:
-        review = json.loads(line)
-      except json.JSONDecodeError as error:
-        raise ValueError(
-          f'{reviews}: line {number} is no JSON ({error}); get the file anew.'
-        ) from error
+      place = f'{reviews}: line {number}'
+      review = json_text.parse(line, place, 'get the file anew')
+      if not isinstance(review, dict):
+        raise ValueError(f'{place} is no JSON object; get the file anew.')
       missing = [name for name in _REVIEW if name not in review]
       missing = [name for name in missing if name != 'verified']
       if missing:
@@ -121,17 +118,35 @@ def _semicolons(
 ) -> Iterator[dict[str, str]]:
   with path.open(encoding='utf-8', newline='') as file:
     reader = csv.DictReader(file, delimiter=';')
-    missing = [n for n in needed if n not in (reader.fieldnames or ())]
-    if missing:
+    try:
+      missing = [n for n in needed if n not in (reader.fieldnames or ())]
+      if missing:
+        raise ValueError(
+          f'{path} has no column {missing[0]!r} but'
+          f' {str(reader.fieldnames)[:200]}; give the file as it was published.'
+        )
+      for row in reader:
+        if any(row[name] is None for name in needed):
+          raise ValueError(
+            f'{path}: line {reader.line_num} has too few values; give the file'
+            ' as it was published.'
+          )
+        yield row
+    except (csv.Error, UnicodeDecodeError) as error:
       raise ValueError(
-        f'{path} has no column {missing[0]!r} but {reader.fieldnames}; give'
-        ' the file as it was published.'
-      )
-    yield from reader
+        f'{path}: line {reader.line_num} cannot be read ({error}); give the'
+        ' file as it was published.'
+      ) from error
 
 
 def _day(text: str) -> datetime.datetime:
-  return datetime.datetime.strptime(text, '%y%m%d')
+  try:
+    return datetime.datetime.strptime(text, '%y%m%d')
+  except ValueError as error:
+    raise ValueError(
+      f'the date {text[:40]!r} is none as YYMMDD; give the files as they were'
+      ' published.'
+    ) from error
 
 
 LAYOUTS = {

@@ -20,6 +20,7 @@ from data import event_schema
 # The physical line where a row begins (CSV) or its number from 1 (Parquet).
 LINE = ':line'
 _EXAMPLES = 5
+_SHOWN = 200  # letters of a bad value
 
 
 class Chunk(NamedTuple):
@@ -53,7 +54,14 @@ class Reader:
     ValueError names what is wrong with the file as a whole.
     """
     for raw in event_rows.chunks(self.path, self.schema):
-      chunk = self._typed(raw)
+      try:
+        chunk = self._typed(raw)
+      except pa.ArrowException as error:
+        reason = ' '.join(str(error).split())[:200]
+        raise ValueError(
+          f'{self.path}: rows from line {raw.line_E[:1]} on hold values that'
+          f' cannot be read ({reason}); write them as plain text or numbers.'
+        ) from error
       self.rows += len(chunk.table) + len(chunk.bad)
       self.counts.update(bad.reason for bad in chunk.bad)
       self.examples += chunk.bad[: _EXAMPLES - len(self.examples)]
@@ -146,9 +154,9 @@ def _bad_row(
   time: tuple[str, ...],
 ) -> event_rows.Bad:
   names = (problem.column,) if problem.column in raw.columns else time
-  value = ' '.join(str(raw.columns[name][row].as_py()) for name in names)
+  value = ' '.join(_cell(raw.columns[name][row]) for name in names)
   if raw.texts is None:
-    cells = [str(column[row].as_py()) for column in raw.columns.values()]
+    cells = [_cell(column[row]) for column in raw.columns.values()]
     text = ','.join(cells)
   else:
     text = raw.texts[row]
@@ -158,9 +166,17 @@ def _bad_row(
   )  # fmt: skip
 
 
+def _cell(scalar: pa.Scalar) -> str:
+  """A value as text, also where Python has none, as for years beyond 9999."""
+  try:
+    return str(scalar.as_py())
+  except (ValueError, OverflowError):
+    return f'a {scalar.type} that Python does not know'
+
+
 def _described(bad: event_rows.Bad) -> str:
   column = f', column {bad.column!r}' if bad.column else ''
   return (
-    f'line {bad.line}{column}: {bad.value!r} where {bad.expected} should be'
-    f' ({bad.reason})'
+    f'line {bad.line}{column}: {bad.value[:_SHOWN]!r} where {bad.expected}'
+    f' should be ({bad.reason})'
   )

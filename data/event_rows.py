@@ -1,7 +1,7 @@
 """Rows of CSV and Parquet files as they are: columns of cells, not yet cast."""
 
+import collections
 import csv
-import gzip
 import io
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -9,12 +9,15 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data import event_schema
+from data import parquet_files
+from data import unpacked
 
 _CHUNK = 2**16
 _DELIMITERS = ',;\t|'
+# Letters of a row, and of the rows that are held; columns of a table.
+_LONGEST_ROW, _HELD, _MOST_COLUMNS = 2**22, 2**26, 10_000
 
 
 class Bad(NamedTuple):
@@ -41,11 +44,12 @@ def header(path: str | pathlib.Path, delimiter: str = ',') -> list[str]:
   """The names of a file's columns; ValueError where they cannot be used."""
   path = pathlib.Path(path).expanduser()
   if is_parquet(path):
-    names = _parquet(path).schema_arrow.names
+    names = parquet_files.names(path)
   else:
     with _opened(path) as file:
       try:
-        names = next(csv.reader(file, delimiter=delimiter), [])
+        lines = _Lines(file, path)
+        names = next(csv.reader(lines, delimiter=delimiter, strict=True), [])
       except csv.Error as error:
         raise ValueError(
           f'{path} cannot be read as CSV ({error}); check its delimiter and'
@@ -59,17 +63,33 @@ def header(path: str | pathlib.Path, delimiter: str = ',') -> list[str]:
         f'{path} has the one column {names[0]!r} between {delimiter!r}; set'
         f' delimiter to {other[0]!r} in the schema, or --delimiter.'
       )
-  for name in names:
+  _check_names(path, names)
+  return names
+
+
+def _check_names(path: pathlib.Path, names: list[str]) -> None:
+  """ValueError for a header that no schema could name the columns of."""
+  if len(names) > _MOST_COLUMNS:
+    raise ValueError(
+      f'{path} has {len(names)} columns; at most {_MOST_COLUMNS} are read, so'
+      ' check its delimiter.'
+    )
+  shown = ', '.join(map(repr, names))[:200]
+  counts = collections.Counter(names)
+  for name, count in counts.items():
     if not name:
       raise ValueError(
-        f'{path} has a column without a name in {names}; name it.'
+        f'{path} has a column without a name in [{shown}]; name it.'
       )
-    if names.count(name) > 1:
+    if len(name) > event_schema.MAX_NAME or not _is_text(name):
       raise ValueError(
-        f'{path} has {names.count(name)} columns named {name!r}; rename all'
-        ' but one.'
+        f'{path} has a column of {len(name)} letters, {name[:40]!r}...; names'
+        f' are UTF-8 and have at most {event_schema.MAX_NAME}, so rename it.'
       )
-  return names
+    if count > 1:
+      raise ValueError(
+        f'{path} has {count} columns named {name!r}; rename all but one.'
+      )
 
 
 def is_parquet(path: pathlib.Path) -> bool:
@@ -100,45 +120,44 @@ def cells(
     yield from _csv_chunks(path, names, delimiter)
 
 
-def _parquet(path: pathlib.Path) -> pq.ParquetFile:
-  try:
-    return pq.ParquetFile(path)
-  except pa.ArrowInvalid as error:
-    raise ValueError(f'{path} is damaged ({error}); write it anew.') from error
-
-
 def _parquet_chunks(path: pathlib.Path, names: Sequence[str]) -> Iterator[Raw]:
-  file = _parquet(path)
-  for name in names:
-    kind = file.schema_arrow.field(name).type
-    if pa.types.is_nested(kind):
-      raise ValueError(
-        f'{path}: column {name!r} is nested ({kind}); write one plain column'
-        ' per value, or take it out of the schema.'
-      )
   first = 1
-  for batch in file.iter_batches(_CHUNK, columns=list(names)):
-    columns = {}
-    for name in names:
-      column = batch.column(name)
-      if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-      columns[name] = column
-    line_E = np.arange(first, first + len(batch), dtype=np.int64)
+  for arrays in parquet_files.pieces(path, names, _CHUNK):
+    rows = len(arrays[0])
+    line_E = np.arange(first, first + rows, dtype=np.int64)
+    columns = {
+      name: _as_text(path, name, array)
+      for name, array in zip(names, arrays, strict=True)
+    }
     yield Raw(columns, line_E, None, [])
-    first += len(batch)
+    first += rows
+
+
+def _as_text(path: pathlib.Path, name: str, column: pa.Array) -> pa.Array:
+  """Bytes as the UTF-8 that they are to be; other columns as they are."""
+  if not (
+    pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)
+  ):
+    return column
+  try:
+    return column.cast(pa.string())
+  except pa.ArrowInvalid as error:
+    raise ValueError(
+      f'{path}: column {name!r} holds bytes that are no UTF-8; write text, or'
+      ' take it out of the schema.'
+    ) from error
 
 
 def _csv_chunks(
   path: pathlib.Path, chosen: Sequence[str], delimiter: str
 ) -> Iterator[Raw]:
   with _opened(path) as file:
-    lines = _Lines(file)
+    lines = _Lines(file, path)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     names = next(reader)
     places = {name: names.index(name) for name in chosen}
     lines.take()
-    rows, starts, texts, bad = [], [], [], []
+    rows, starts, texts, bad, held = [], [], [], [], 0
     begin = reader.line_num + 1
     while True:
       try:
@@ -149,6 +168,7 @@ def _csv_chunks(
       except csv.Error as error:
         row, fault = None, ('broken quotes', str(error), 'closed quotes')
       text = lines.take()
+      held += len(text)
       if fault and row != []:
         reason, value, expected = fault
         bad.append(Bad(begin, reason, '', value, expected, text))
@@ -157,31 +177,43 @@ def _csv_chunks(
         starts.append(begin)
         texts.append(text)
       begin = reader.line_num + 1
-      if len(rows) == _CHUNK:
+      if len(rows) + len(bad) == _CHUNK or held > _HELD:
         yield _decoded(rows, starts, texts, bad, places)
-        rows, starts, texts, bad = [], [], [], []
+        rows, starts, texts, bad, held = [], [], [], [], 0
     if rows or bad:
       yield _decoded(rows, starts, texts, bad, places)
 
 
 class _Lines:
-  """Lines of a file that remembers those it gave since it was asked."""
+  """Lines of a file that remembers those it gave since it was asked.
 
-  def __init__(self, file: Iterator[str]) -> None:
-    self._file = file
+  ValueError where a row, of one line or of several in quotes, is no row.
+  """
+
+  def __init__(self, file: io.TextIOWrapper, path: pathlib.Path) -> None:
+    self._file, self._path = file, path
     self._given: list[str] = []
+    self._size = 0
 
   def __iter__(self) -> '_Lines':
     return self
 
   def __next__(self) -> str:
-    line = next(self._file)
+    line = self._file.readline(_LONGEST_ROW + 1)
+    if not line:
+      raise StopIteration
     self._given.append(line)
+    self._size += len(line)
+    if self._size > _LONGEST_ROW:
+      raise ValueError(
+        f'{self._path} has a row of more than {_LONGEST_ROW} letters, which'
+        f' begins {self._given[0][:40]!r}; it is damaged or no CSV.'
+      )
     return line
 
   def take(self) -> str:
     """The lines given since the last call."""
-    given, self._given = self._given, []
+    given, self._given, self._size = self._given, [], 0
     return given[0] if len(given) == 1 else ''.join(given)
 
 
@@ -235,8 +267,9 @@ def _is_text(value: str) -> bool:
 
 def _opened(path: pathlib.Path) -> io.TextIOWrapper:
   """A file of UTF-8; bytes that are none come as surrogates."""
-  opener = gzip.open if path.suffix == '.gz' else open
-  file = opener(path, 'rb')
   return io.TextIOWrapper(
-    file, encoding='utf-8-sig', errors='surrogateescape', newline=''
+    unpacked.opened(path),
+    encoding='utf-8-sig',
+    errors='surrogateescape',
+    newline='',
   )

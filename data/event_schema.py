@@ -1,11 +1,15 @@
 """What the columns of a table of events are: a schema, kept as JSON."""
 
+import collections
 import dataclasses
 import difflib
 import json
 import pathlib
+import re
 from collections.abc import Iterable
 from typing import Any
+
+from data import json_text
 
 # id: a category of any number of values, of which rare ones share an id.
 KINDS = ('category', 'number', 'bool', 'id', 'label')
@@ -19,6 +23,11 @@ EPOCHS = {
   'epoch_ns': 10**9,
 }
 VERSION = 1
+MAX_NAME = 1000  # letters
+# Arrow ends the process over an empty one.
+_STRPTIME = re.compile(r'[^%\0]{0,99}(%[-_0^#EO]?[A-Za-z%][^%\0]{0,99}){1,30}')
+# Letters of a name, and names, that a message shows or compares.
+_NAME, _COMPARED = 80, 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +45,13 @@ class Field:
   def __post_init__(self) -> None:
     if self.kind not in KINDS:
       raise ValueError(
-        f'Column {self.name!r} has kind {self.kind!r}; choose one of {KINDS}.'
+        f'Column {self.name[:_NAME]!r} has kind {self.kind[:_NAME]!r};'
+        f' choose one of {KINDS}.'
       )
     if self.values and self.kind == 'number':
       raise ValueError(
-        f'Column {self.name!r} is a number and cannot have a list of values;'
-        " leave it empty, or make it a 'category'."
+        f'Column {self.name[:_NAME]!r} is a number and cannot have a list of'
+        " values; leave it empty, or make it a 'category'."
       )
 
 
@@ -70,15 +80,33 @@ class Schema:
   def __post_init__(self) -> None:
     for part in self.derived:
       if part not in DERIVED:
-        raise ValueError(f'derived={part!r} is unknown; choose of {DERIVED}.')
+        raise ValueError(
+          f'derived={part[:_NAME]!r} is unknown; choose of {DERIVED}.'
+        )
     names = [field.name for field in self.fields]
-    for name in (self.entity, self.time, *names):
+    for name in (self.entity, self.time, *names, *self.time_columns):
       if not name:
         raise ValueError('A column of the schema has no name; give it one.')
-    twice = [name for name in names if names.count(name) > 1]
+      if len(name) > MAX_NAME:
+        raise ValueError(
+          f'The column {name[:_NAME]!r}... has a name of {len(name)} letters;'
+          f' at most {MAX_NAME} are read.'
+        )
+    twice = [n for n, times in collections.Counter(names).items() if times > 1]
     if twice:
       raise ValueError(
         f'Column {twice[0]!r} is named twice in the schema; keep one.'
+      )
+    is_known = self.time_format == ISO or self.time_format in EPOCHS
+    if not is_known and not _STRPTIME.fullmatch(self.time_format):
+      raise ValueError(
+        f'time_format={self.time_format[:_NAME]!r} must be {ISO!r}, one of'
+        f" {', '.join(EPOCHS)} or a format of strptime, as '%Y-%m-%d'."
+      )
+    if len(self.delimiter) != 1 or self.delimiter in '"\r\n\0':
+      raise ValueError(
+        f'delimiter={self.delimiter[:_NAME]!r} must be one sign that is no'
+        " quote and ends no line, as ',' or '\\t'."
       )
     if self.entity in names or self.time in names:
       name = self.entity if self.entity in names else self.time
@@ -89,7 +117,7 @@ class Schema:
     labels = [field.name for field in self.fields if field.kind == 'label']
     if len(labels) > 1:
       raise ValueError(
-        f'Columns {labels} are all labels; one may be, make the others'
+        f'Columns {labels[:3]} are all labels; one may be, make the others'
         " 'category' or 'bool'."
       )
     if not self.fields:
@@ -115,9 +143,11 @@ class Schema:
   def check(self, header: Iterable[str], where: str) -> None:
     """ValueError where the header lacks a column, with the closest names."""
     header = list(header)
+    there = set(header)
     for name in self.sources:
-      if name not in header:
-        close = difflib.get_close_matches(name, header, 3, 0.5) or header
+      if name not in there:
+        near = [known[:_NAME] for known in header[:_COMPARED]]
+        close = difflib.get_close_matches(name[:_NAME], near, 3, 0.5) or near
         raise ValueError(
           f'{where} has no column {name!r}; the closest are'
           f' {", ".join(map(repr, close[:10]))}: correct the schema.'
@@ -129,15 +159,16 @@ class Schema:
     return json.dumps(stored, indent=2, ensure_ascii=False) + '\n'
 
   @classmethod
-  def from_json(cls, text: str, where: str = 'The schema') -> 'Schema':
+  def from_json(cls, text: str | bytes, where: str = 'The schema') -> 'Schema':
     """What `to_json` was given, perhaps edited; ValueError names mistakes."""
-    try:
-      stored = json.loads(text)
-    except json.JSONDecodeError as error:
+    stored = json_text.parse(
+      text, where, 'write it anew with `python -m data.events inspect FILE`'
+    )
+    if not isinstance(stored, dict):
       raise ValueError(
-        f'{where} is no JSON ({error}); write it anew with `python -m'
-        ' data.events inspect FILE`.'
-      ) from error
+        f'{where} is no JSON object; write it anew with `python -m data.events'
+        ' inspect FILE`.'
+      )
     if stored.pop('version', VERSION) != VERSION:
       raise ValueError(
         f'{where} is of another version; this code reads version {VERSION}.'
@@ -147,29 +178,28 @@ class Schema:
     for name in stored:
       if name not in known:
         raise ValueError(
-          f'{where} has an entry {name!r}; choose of {sorted(known)}.'
+          f'{where} has an entry {name[:_NAME]!r}; choose of {sorted(known)}.'
         )
     for name in ('entity', 'time', 'fields'):
       if not stored.get(name):
-        found = candidates.get(name) or ['none found']
+        found = candidates.get(name) if isinstance(candidates, dict) else None
+        found = found if isinstance(found, list) and found else ['none found']
+        listed = ', '.join(str(x)[:_NAME] for x in found[:10])
         raise ValueError(
           f'{where} names no {name}, and it is never guessed; put one of its'
-          f' candidates there: {", ".join(map(str, found))}.'
+          f' candidates there: {listed}.'
         )
-    fields = tuple(Field(**_field(entry, where)) for entry in stored['fields'])
-    lists = {
-      name: tuple(stored[name])
-      for name in ('time_columns', 'derived')
-      if name in stored
-    }
-    return cls(**(stored | lists | {'fields': fields}))
+    try:
+      return cls(**_checked(stored))
+    except ValueError as error:
+      raise ValueError(f'{where}: {error}') from error
 
   @classmethod
   def load(cls, path: str | pathlib.Path) -> 'Schema':
     """A schema that was saved as JSON."""
     path = pathlib.Path(path).expanduser()
     try:
-      text = path.read_text('utf-8')
+      text = path.read_bytes()
     except OSError as error:
       raise ValueError(
         f'The schema {path} cannot be read ({error.strerror}); make one with'
@@ -178,11 +208,47 @@ class Schema:
     return cls.from_json(text, str(path))
 
 
-def _field(entry: Any, where: str) -> dict[str, Any]:
+def _checked(stored: dict[str, Any]) -> dict[str, Any]:
+  """The fields of a Schema, each of its type."""
+  found: dict[str, Any] = {}
+  for name, value in stored.items():
+    if name == 'fields':
+      entries = _list_of(value, name)
+      found[name] = tuple(Field(**_field(entry)) for entry in entries)
+    elif name in ('time_columns', 'derived'):
+      found[name] = tuple(_text(x, name) for x in _list_of(value, name))
+    else:
+      found[name] = _text(value, name)
+  return found
+
+
+def _field(entry: Any) -> dict[str, Any]:
   if not isinstance(entry, dict) or set(entry) | {'values'} != {
     'name', 'kind', 'values',
   }:  # fmt: skip
     raise ValueError(
-      f'{where} has a field {entry!r}; write {{"name": ..., "kind": ...}}.'
+      f'it has a field {str(entry)[:_NAME]}; write {{"name": ..., "kind":'
+      ' ...}.'
     )
-  return entry | {'values': tuple(entry.get('values', ()))}
+  values = _list_of(entry.get('values', []), 'values')
+  return {
+    'name': _text(entry['name'], 'name'),
+    'kind': _text(entry['kind'], 'kind'),
+    'values': tuple(_text(value, 'values') for value in values),
+  }
+
+
+def _list_of(value: Any, name: str) -> list[Any]:
+  if not isinstance(value, list):
+    raise ValueError(f'{name}={str(value)[:_NAME]} must be a list, as [...].')
+  return value
+
+
+def _text(value: Any, name: str) -> str:
+  """Text as columns have it; ValueError for any other value."""
+  try:
+    if isinstance(value, str) and value.encode('utf-8') is not None:
+      return value
+  except UnicodeEncodeError:
+    pass
+  raise ValueError(f'{name}={str(value)[:_NAME]!r} must be text, as "...".')

@@ -257,8 +257,8 @@ def open_split(folder: pathlib.Path, split: str) -> event_corpus.EventCorpus:
 
 def read_tokenizer(folder: pathlib.Path) -> event_tokens.Tokenizer:
   """The tokenizer of a prepared folder."""
-  text = (folder / 'tokenizer.json').read_text('utf-8')
-  return event_tokens.Tokenizer.from_json(text)
+  path = folder / 'tokenizer.json'
+  return event_tokens.Tokenizer.from_json(path.read_bytes(), str(path))
 
 
 def cut(

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from data import event_codes
 from data import event_schema
+from data import json_text
 
 VERSION = 1
 _MICROSECONDS = 10**6
@@ -40,6 +41,11 @@ class Column:
   def size(self) -> int:
     """Number of local ids, the special ones included."""
     return self.code.size
+
+  @property
+  def is_binned(self) -> bool:
+    """Whether ids are of bins of a number, in order."""
+    return isinstance(self.code, event_codes.Bins)
 
 
 class Limits(NamedTuple):
@@ -150,19 +156,31 @@ class Tokenizer:
     return json.dumps(stored, ensure_ascii=False)
 
   @classmethod
-  def from_json(cls, text: str) -> 'Tokenizer':
-    """What `to_json` was given; ValueError for one of another version."""
-    stored = json.loads(text)
-    if stored.get('version') != VERSION:
+  def from_json(
+    cls, text: str | bytes, where: str = 'The tokenizer'
+  ) -> 'Tokenizer':
+    """What `to_json` was given; ValueError for anything else."""
+    stored = json_text.parse(text, where, 'prepare the data again')
+    version = stored.get('version') if isinstance(stored, dict) else None
+    if type(version) is not int or version != VERSION:
       raise ValueError(
-        f'The tokenizer has version {stored.get("version")!r}, and this code'
-        f' reads version {VERSION}; prepare the data again.'
+        f'{where} has version {str(version)[:20]}, and this code reads'
+        f' version {VERSION}; prepare the data again.'
       )
-    columns = []
-    for entry in stored.pop('columns'):
-      name, kind = entry.pop('name'), entry.pop('kind')
-      columns.append(Column(name, kind, event_codes.from_json(entry)))
-    return cls(columns=tuple(columns), **stored)
+    entries = stored.pop('columns', None)
+    names = {field.name for field in dataclasses.fields(cls)} - {'columns'}
+    texts = [stored.get(name) for name in names - {'version'}]
+    is_whole = stored.keys() == names and isinstance(entries, list) and entries
+    if not is_whole or not all(isinstance(value, str) for value in texts):
+      raise ValueError(
+        f'{where} lacks its columns or some of {sorted(names)}; prepare the'
+        ' data again.'
+      )
+    try:
+      columns = tuple(_column(entry) for entry in entries)
+    except ValueError as error:
+      raise ValueError(f'{where}: {error}; prepare the data again.') from error
+    return cls(columns=columns, **stored)
 
   def check(self, other: 'Tokenizer') -> None:
     """ValueError unless data made by `other` has this tokenizer's ids."""
@@ -173,6 +191,22 @@ class Tokenizer:
         f' (columns {list(self.names)}); encode the data with the'
         " checkpoint's tokenizer, or train on this data."
       )
+
+
+def _column(entry: Any) -> Column:
+  """A column of a stored tokenizer; ValueError says what is wrong with it."""
+  entry = dict(entry) if isinstance(entry, dict) else {}
+  name, kind = entry.pop('name', None), entry.pop('kind', None)
+  if not isinstance(name, str) or kind not in (
+    *event_schema.KINDS, *event_schema.DERIVED,
+  ):  # fmt: skip
+    raise ValueError(
+      f'a column has name={str(name)[:40]!r} and kind={str(kind)[:40]!r}'
+    )
+  try:
+    return Column(name, kind, event_codes.from_json(entry))
+  except ValueError as error:
+    raise ValueError(f'column {name[:40]!r}: {error}') from error
 
 
 class Selectable(Protocol):

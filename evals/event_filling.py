@@ -45,7 +45,7 @@ def fill(
   if not rows.shuffle:
     raise ValueError(
       'the model reads columns in one order only and cannot fill cells given'
-      ' those after them; train it with rows=EventRows(shuffle=True).'
+      ' those after them; train it with rows=EventRows(shuffle=1.0).'
     )
   tokenizer = corpus.tokenizer
   ids_EC = np.asarray(corpus.ids_EC).astype(np.int32)

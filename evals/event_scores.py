@@ -14,6 +14,7 @@ import numpy as np
 from data import event_batches
 from evals import event_ceilings
 from evals import event_metrics
+from evals import shares
 
 
 class Found(NamedTuple):
@@ -112,14 +113,22 @@ class EventScores:
       np.full((events, len(classes_K)), np.nan, np.float32),
       np.full((events, columns), np.nan, np.float32),
     )
-    said = time.monotonic()
-    for first in range(0, len(rows), self.batch_size):
-      last = min(first + self.batch_size, len(rows))
+
+    def log_p(batch: dict[int, Any]) -> tuple[np.ndarray]:
+      chosen = list(batch.values())
       # The last batch is filled up with its last row: all are of one shape.
-      numbers = [min(first + i, last - 1) for i in range(self.batch_size)]
-      batch = [rows[i] for i in numbers]
-      log_p = _log_p(apply, params, batch, classes_K, rank_C)
-      for row, number, log_p_TN in zip(batch, numbers, log_p, strict=True):
+      chosen += chosen[-1:] * (self.batch_size - len(chosen))
+      return (_log_p(apply, params, chosen, classes_K, rank_C),)
+
+    batches = (
+      {i: rows[i] for i in range(len(rows))[first : first + self.batch_size]}
+      for first in range(0, len(rows), self.batch_size)
+    )
+    said = time.monotonic()
+    for batch, (log_p_BTN,) in shares.shared(log_p, batches, params):
+      for (number, row), log_p_TN in zip(
+        batch.items(), log_p_BTN, strict=False
+      ):
         event_R, _, fresh_R = rows.places(number)
         log_p_RCN = log_p_TN.reshape(len(event_R), columns, -1)
         mask_RC = row['mask'].reshape(len(event_R), columns) > 0
@@ -129,7 +138,9 @@ class EventScores:
         found.log_p_EK[there] = log_p_RCN[fresh_R, -1, 1:]
       if time.monotonic() - said > 10:
         said = time.monotonic()
-        logging.getLogger('absl').info('scored %d of %d rows', last, len(rows))
+        logging.getLogger('absl').info(
+          'scored %d of %d rows', max(batch) + 1, len(rows)
+        )
     return found
 
   def labelled(

@@ -5,11 +5,19 @@ column c are those from the sum of the sizes of the columns before it.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from models import linear
+
+# Of probabilities whose logarithm is taken; no subnormal number.
+_LEAST = 1e-37
+# Ids of a column, of which more are looked up in a table.
+_LOOKED_UP = 64
 
 
 class CellEmbedding(nn.Module):
@@ -45,25 +53,36 @@ class CellEmbedding(nn.Module):
       return self.param(name, normal, (*shape, self.features), jnp.float32)
 
     ids_table = table('ids', sum(self.columns))
-    x_BECD = ids_table[jnp.clip(ids_BEC, 0, sum(self.columns) - 1)]
+    count = self.reach + 1
     if self.reach:
-      count = self.reach + 1
-      first_C = np.arange(len(self.columns), dtype=np.int32) * count
       since_table = table('since', len(self.columns) * count)
-      x_BECD += since_table[since_BEC + first_C[None, None]]
-    if not self.waves or not self.numbers:
-      return x_BECD
-    kernel_JKD = table('number_kernel', len(self.numbers), 2 * self.waves + 2)
-    if value_BEC is None:
-      return x_BECD
-    features_BEJK = number_features(
-      value_BEC[:, :, np.array(self.numbers)], self.waves
-    )
-    read_BEJD = jnp.einsum('BEJK,JKD->BEJD', features_BEJK, kernel_JKD)
-    columns = [x_BECD[:, :, c] for c in range(len(self.columns))]
-    for j, c in enumerate(self.numbers):
-      columns[c] += read_BEJD[:, :, j]
-    return jnp.stack(columns, axis=2)
+    numbers = self.numbers if self.waves else ()
+    if numbers:
+      kernel_JKD = table('number_kernel', len(numbers), 2 * self.waves + 2)
+    cells, first = [], 0
+    for c, size in enumerate(self.columns):
+      ids_BE = jnp.clip(ids_BEC[:, :, c] - first, 0, size - 1)
+      features, kernels = [], []
+      # Gradients of products are far cheaper than those of looking up.
+      if size <= _LOOKED_UP:
+        features.append(jax.nn.one_hot(ids_BE, size))
+        kernels.append(ids_table[first : first + size])
+      if self.reach:
+        features.append(jax.nn.one_hot(since_BEC[:, :, c], count))
+        kernels.append(since_table[c * count : (c + 1) * count])
+      if c in numbers and value_BEC is not None:
+        features.append(number_features(value_BEC[:, :, c], self.waves))
+        kernels.append(kernel_JKD[numbers.index(c)])
+      x_BED = 0.0
+      if features:
+        x_BED = jnp.einsum(
+          'BEK,KD->BED', jnp.concatenate(features, -1), jnp.concatenate(kernels)
+        )
+      if size > _LOOKED_UP:
+        x_BED += ids_table[ids_BE + first]
+      cells.append(x_BED)
+      first += size
+    return jnp.stack(cells, axis=2)
 
 
 def number_features(value: jax.Array, waves: int) -> jax.Array:
@@ -102,21 +121,105 @@ def since(
   return found_BEC
 
 
-def pick(
-  logits_BEV: jax.Array, target_BEN: jax.Array, first: int
-) -> jax.Array:
-  """Log-probabilities [B, E, N] of ids of a column, -inf for other ids.
+class Copies(NamedTuple):
+  """Earlier cells of a column, one of which a cell may be a copy of.
 
-  logits_BEV: of the column alone, whose ids begin with `first`.
+  log_p_BER: of being a copy of the cell R events back, R = 1, 2, ...;
+  log_new_BE: of being none. ids_BER: their ids.
   """
-  size = logits_BEV.shape[-1]
-  local_BEN = target_BEN - first
-  inside_BEN = (local_BEN >= 0) & (local_BEN < size)
-  found_BEN = jnp.take_along_axis(
-    logits_BEV, jnp.clip(local_BEN, 0, size - 1), axis=-1
-  )
-  found_BEN -= jax.nn.logsumexp(logits_BEV, axis=-1, keepdims=True)
-  return jnp.where(inside_BEN, found_BEN, -jnp.inf)
+
+  log_p_BER: jax.Array
+  log_new_BE: jax.Array
+  ids_BER: jax.Array
+
+
+class Law(NamedTuple):
+  """The distribution of the cells of a column, whose ids begin with `first`."""
+
+  logits_BEV: jax.Array
+  first: int
+  copies: Copies | None = None
+
+  def of(self, target_BEN: jax.Array) -> jax.Array:
+    """Log-probabilities [B, E, N] of ids, -inf for those of other columns."""
+    size = self.logits_BEV.shape[-1]
+    local_BEN = target_BEN - self.first
+    inside_BEN = (local_BEN >= 0) & (local_BEN < size)
+    found_BEN = jnp.take_along_axis(
+      self.logits_BEV, jnp.clip(local_BEN, 0, size - 1), axis=-1
+    )
+    found_BEN -= jax.nn.logsumexp(self.logits_BEV, axis=-1, keepdims=True)
+    if self.copies is not None:
+      same_BENR = (
+        target_BEN[..., None] == self.copies.ids_BER[:, :, None]
+      )
+      p_BER = jnp.exp(self.copies.log_p_BER)
+      p_BEN = jnp.sum(jnp.where(same_BENR, p_BER[:, :, None], 0), axis=-1)
+      p_BEN += jnp.exp(found_BEN + self.copies.log_new_BE[..., None])
+      found_BEN = jnp.log(jnp.maximum(p_BEN, _LEAST))
+    return jnp.where(inside_BEN, found_BEN, -jnp.inf)
+
+  def logits(self) -> jax.Array:
+    """[B, E, V] of all ids of the column."""
+    if self.copies is None:
+      return self.logits_BEV
+    log_p_BEV = jax.nn.log_softmax(self.logits_BEV, axis=-1)
+    p_BEV = jnp.exp(log_p_BEV + self.copies.log_new_BE[..., None])
+    batch, events, size = p_BEV.shape
+    local_BER = self.copies.ids_BER - self.first
+    # A copy of what is no id of the column, as padding, has probability 0.
+    p_BEV = p_BEV.at[
+      np.arange(batch)[:, None, None],
+      np.arange(events)[None, :, None],
+      jnp.clip(local_BER, 0, size - 1),
+    ].add(jnp.exp(self.copies.log_p_BER))
+    return jnp.log(jnp.maximum(p_BEV, _LEAST))
+
+
+class Copying(nn.Module):
+  """Whether a cell is a copy of an earlier one of its column, and of which.
+
+  The pointer-generator of See et al. (arXiv 1704.04368), without content: how
+  far back the cell lies is all that counts.
+
+  reach: events back.
+  """
+
+  reach: int
+  linear: nn.Module = linear.Dense()
+
+  @nn.compact
+  def __call__(
+    self, x_BECF: jax.Array, history_BSC: jax.Array, age_BE: jax.Array
+  ) -> list[Copies]:
+    """Of every column.
+
+    x_BECF: what is known of each cell. history_BSC: ids, the last `E` of which
+    are of these events. age_BE: earlier events of the entity.
+    """
+    reach, events = self.reach, x_BECF.shape[1]
+    count = history_BSC.shape[-1]
+    gate = self.linear.copy(
+      name='gate', features=reach + 1, dtype=x_BECF.dtype
+    )
+    # Copies are rare at first, so that no column suffers from bad ones.
+    bias_CR = self.param(
+      'bias', lambda _: jnp.zeros((count, reach + 1)).at[:, 0].set(4.0)
+    )
+    logits_BECR = gate(x_BECF).astype(jnp.float32) + bias_CR[None, None]
+    back_R = np.arange(reach + 1)
+    there_BER = age_BE[..., None] >= back_R[None, None]
+    logits_BECR = jnp.where(there_BER[:, :, None], logits_BECR, -1e9)
+    log_p_BECR = jax.nn.log_softmax(logits_BECR, axis=-1)
+    ids_BERC = jnp.stack(
+      [history_BSC[:, reach - r : reach - r + events] for r in back_R[1:]], 2
+    )
+    return [
+      Copies(
+        log_p_BECR[:, :, c, 1:], log_p_BECR[:, :, c, 0], ids_BERC[..., c]
+      )
+      for c in range(count)
+    ]
 
 
 def widen(columns: Sequence[jax.Array]) -> jax.Array:
@@ -133,4 +236,16 @@ def widen(columns: Sequence[jax.Array]) -> jax.Array:
       for c, x_BEV in enumerate(columns)
     ],
     axis=2,
+  )
+
+
+def sums(picked: np.ndarray | jax.Array, x_BEJD: jax.Array) -> jax.Array:
+  """Sums of some of J: booleans [X, J] or [B, E, X, J] give [B, E, X, D]."""
+  axes = 'XJ' if picked.ndim == 2 else 'BEXJ'
+  # Exact, since one factor is 0 or 1.
+  return jnp.einsum(
+    f'{axes},BEJD->BEXD',
+    jnp.asarray(picked, x_BEJD.dtype),
+    x_BEJD,
+    precision='highest',
   )

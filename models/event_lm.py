@@ -20,6 +20,7 @@ import numpy as np
 from models import attention
 from models import blocks
 from models import event_cells
+from models import event_history
 from models import linear
 from models import masks
 from models import stacks
@@ -30,7 +31,8 @@ class Cache(NamedTuple):
 
   trunk: of the transformer; length_B: events read; cell_BD: embedding of the
   last cell; state_BD: the transformer's last output; recent_BRC: ids of the
-  last `reach` events, oldest first.
+  last `reach` events, oldest first. judge, late_BD: of EventLM.judge, and the
+  embeddings of cells of the last event that it has not read.
   """
 
   trunk: Any
@@ -38,6 +40,8 @@ class Cache(NamedTuple):
   cell_BD: jax.Array
   state_BD: jax.Array
   recent_BRC: jax.Array
+  judge: Any = None
+  late_BD: jax.Array | None = None
 
 
 class EventLM(nn.Module):
@@ -50,6 +54,9 @@ class EventLM(nn.Module):
   cell_width, cell_hidden, cell_layers: of the feed-forward layers between the
     transformer and the softmax of a column.
   waves, reach: as in event_cells.CellEmbedding.
+  copies: whether a cell may be copied from one of the last `reach` events, as
+    event_cells.Copying does.
+  judge: what adds to the logits of the last column, as event_judge.Judge.
   linear: prototype of every projection except the heads, or linear.Roles.
   """
 
@@ -62,6 +69,8 @@ class EventLM(nn.Module):
   cell_layers: int = 1
   waves: int = 8
   reach: int = 16
+  copies: bool = False
+  judge: nn.Module | None = None
   linear: Any = linear.Dense()
   feed_forward: nn.Module = blocks.FeedForward()
   norm_epsilon: float = 1e-5
@@ -80,8 +89,12 @@ class EventLM(nn.Module):
     """An empty cache for up to `length` ids per row."""
     positions = -(-length // self._group)
     trunk = self.trunk.copy(parent=None, dtype=self.dtype)
-    empty = trunk.init_cache(batch_size, positions)
-    return self._nothing(batch_size)._replace(trunk=empty)
+    cache = self._nothing(batch_size)
+    if self.judge is not None:
+      judge = self.judge.copy(parent=None, dtype=self.dtype)
+      events = -(-length // len(self.columns))
+      cache = cache._replace(judge=judge.init_cache(batch_size, events))
+    return cache._replace(trunk=trunk.init_cache(batch_size, positions))
 
   @nn.compact
   def __call__(
@@ -116,29 +129,28 @@ class EventLM(nn.Module):
       self._events(x) for x in (ids_BT, value_BT, rank_BT)
     )
     documents_BE = self._events(documents_BT)[..., 0]
-    before, tokens = cache, _next_tokens(documents_BE, cache)
-    if before is None:
-      before = self._nothing(batch)
+    before = self._nothing(batch) if cache is None else cache
+    tokens = event_history.tokens(
+      documents_BE, None if cache is None else cache.length_B
+    )
+    # Of every cell, or of every cell of every event.
+    rank = np.arange(len(self.columns)) if rank_BEC is None else rank_BEC
+    history_BSC = jnp.concatenate([before.recent_BRC, ids_BEC], axis=1)
     x_BECD = self._embed(ids_BEC, value_BEC, tokens, before.recent_BRC)
-    if rank_BEC is None:
-      x_BECF, after = self._read(x_BECD, tokens, before)
-    else:
-      place_C = jnp.arange(len(self.columns))[None, None, None]
-      moved_BECQ = (rank_BEC[..., None] == place_C).astype(x_BECD.dtype)
-      x_BEQD = _einsum('BECQ,BECD->BEQD', moved_BECQ, x_BECD)
-      x_BEQF, after = self._read(x_BEQD, tokens, before)
-      x_BECF = _einsum('BECQ,BEQF->BECF', moved_BECQ, x_BEQF)
-    targets_BECN = None
-    if target_BT is not None:
-      targets_BECN = self._events(target_BT.reshape(batch, length, -1))
-    out_BTN = self._heads(self._cells(x_BECF), targets_BECN)[:, :length]
+    x_BECF, after = self._read(x_BECD, rank, tokens, before)
+    x_BECF = self._cells(x_BECF)
+    laws = self._laws(x_BECF, history_BSC, tokens)
+    if self.judge is not None:
+      laws[-1], after = self._judge(
+        laws, x_BECD, x_BECF[:, :, -1], ids_BEC, rank, tokens, after
+      )
+    out_BTN = self._said(laws, target_BT)[:, :length]
     if target_BT is not None:
       out_BTN = out_BTN.reshape(target_BT.shape)
     if cache is None:
       return out_BTN, None
-    history_BSC = jnp.concatenate([cache.recent_BRC, ids_BEC], axis=1)
     new_B = after.length_B - cache.length_B
-    recent_BRC = _latest(history_BSC, new_B, self.reach)
+    recent_BRC = event_history.latest(history_BSC, new_B, self.reach)
     return out_BTN, after._replace(recent_BRC=recent_BRC)
 
   @property
@@ -162,6 +174,7 @@ class EventLM(nn.Module):
       zeros_BD,
       zeros_BD,
       jnp.zeros((batch_size, self.reach, len(self.columns)), jnp.int32),
+      late_BD=None if self.judge is None else zeros_BD,
     )
 
   def _events(self, x_BT: jax.Array | None) -> jax.Array | None:
@@ -193,58 +206,83 @@ class EventLM(nn.Module):
     return embed(ids_BEC, value_BEC, since_BEC).astype(self.dtype)
 
   def _read(
-    self, x_BECD: jax.Array, tokens: masks.Tokens, cache: Cache
+    self,
+    x_BECD: jax.Array,
+    rank: np.ndarray | jax.Array,
+    tokens: masks.Tokens,
+    cache: Cache,
   ) -> tuple[jax.Array, Cache]:
     """What is known before each cell, [B, E, C, cell_width]; the new cache.
 
-    x_BECD: cells in the order in which they are read.
+    rank: when each cell is read, [C] or [B, E, C].
     """
-    batch, events, count, width = x_BECD.shape
+    batch, _, count, width = x_BECD.shape
     size = self._group
-    groups = count // size
+    group_P = np.arange(count // size)
     begin_D = self.param(
       'begin', nn.initializers.normal(width**-0.5), (width,), jnp.float32
     )
-    first_BE1 = (tokens.position_BT == 0)[..., None]
-    last_BSD = jnp.concatenate([cache.cell_BD[:, None], x_BECD[:, :, -1]], 1)
+    fresh_BE1 = (tokens.position_BT == 0)[..., None]
+    own, others = rank[..., :, None], rank[..., None, :]
+    last_BED = event_cells.sums(others == count - 1, x_BECD)[:, :, 0]
+    last_BSD = jnp.concatenate([cache.cell_BD[:, None], last_BED], 1)
     before_BED = jnp.where(
-      first_BE1, begin_D.astype(x_BECD.dtype)[None, None], last_BSD[:, :-1]
+      fresh_BE1, begin_D.astype(x_BECD.dtype)[None, None], last_BSD[:, :-1]
     )
+
+    def read(begin: Any, end: Any) -> jax.Array:
+      """Sums over ranks begin - 1 ... end - 1, -1 being the event before's."""
+      x_BEXD = event_cells.sums((others >= begin - 1) & (others < end), x_BECD)
+      is_first = jnp.asarray(begin == 0, x_BECD.dtype)
+      is_first = is_first.reshape((1,) * (4 - begin.ndim) + begin.shape)
+      return x_BEXD + is_first * before_BED[:, :, None]
+
     # What is read at a cell is the cell before it, and those of its group.
-    x_BECD = jnp.concatenate([before_BED[:, :, None], x_BECD[:, :, :-1]], 2)
-    x_BPQD = x_BECD.reshape(batch, -1, size, width)
-    earlier_QR = np.tri(size, dtype=x_BECD.dtype)
-    x_BPQD = jnp.einsum('QR,BPRD->BPQD', earlier_QR, x_BPQD)
+    x_BECD = read(own // size * size, own)
+    group = group_P.reshape((1,) * (rank.ndim - 1) + (-1, 1))
+    x_BEPD = read(group * size, (group + 1) * size - 1)
     state_BPD, trunk = self._run_trunk(
-      x_BPQD[:, :, -1], tokens, groups, cache.trunk
+      x_BEPD.reshape(batch, -1, width), tokens, cache.trunk
     )
     known_BSD = jnp.concatenate([cache.state_BD[:, None], state_BPD], axis=1)
-    fresh_BEP = (tokens.position_BT == 0)[..., None] & (
-      np.arange(groups) == 0
-    )[None, None]
+    fresh_BEP = fresh_BE1 & (group_P == 0)[None, None]
     known_BPD = jnp.where(
       fresh_BEP.reshape(batch, -1, 1), 0, known_BSD[:, :-1]
     )
-    # The last cell of a group comes after all that the transformer has read.
-    context_BPQF = jnp.concatenate(
-      [
-        jnp.broadcast_to(
-          self._narrow('narrow_before', known_BPD)[:, :, None],
-          (*x_BPQD.shape[:2], size - 1, self.cell_width),
-        ),
-        self._narrow('narrow_state', state_BPD)[:, :, None],
-      ],
-      axis=2,
-    )
-    norm = attention.RMSNorm(self.norm_epsilon, name='narrow_norm')
-    x_BPQF = self._narrow('narrow', norm(x_BPQD)) + context_BPQF
+    of_group = own // size == group.swapaxes(-1, -2)
+    is_last = own % size == size - 1
+    x_BECF = self._known(x_BECD, known_BPD, state_BPD, of_group, is_last)
     new_B = tokens.document_BT.astype(bool).sum(axis=1)
-    return x_BPQF.reshape(batch, events, count, -1), cache._replace(
+    return x_BECF, cache._replace(
       trunk=trunk,
       length_B=cache.length_B + new_B,
-      cell_BD=_latest(last_BSD, new_B, 1)[:, 0],
-      state_BD=_latest(known_BSD, new_B * groups, 1)[:, 0],
+      cell_BD=event_history.latest(last_BSD, new_B, 1)[:, 0],
+      state_BD=event_history.latest(known_BSD, new_B * len(group_P), 1)[:, 0],
     )
+
+  def _known(
+    self,
+    x_BECD: jax.Array,
+    known_BPD: jax.Array,
+    state_BPD: jax.Array,
+    of_group: np.ndarray | jax.Array,
+    is_last: np.ndarray | jax.Array,
+  ) -> jax.Array:
+    """Cells [B, E, C, cell_width], with what the transformer says of each.
+
+    of_group: whether cell C is of group P; is_last: whether it is the last of
+    its group, which comes after all that the transformer has read.
+    """
+    batch, events, groups = *x_BECD.shape[:2], of_group.shape[-1]
+    norm = attention.RMSNorm(self.norm_epsilon, name='narrow_norm')
+    x_BECF = self._narrow('narrow', norm(x_BECD))
+    for name, state, there in (
+      ('narrow_before', known_BPD, of_group & ~is_last),
+      ('narrow_state', state_BPD, of_group & is_last),
+    ):
+      state = self._narrow(name, state).reshape(batch, events, groups, -1)
+      x_BECF += event_cells.sums(there, state)
+    return x_BECF
 
   def _narrow(self, name: str, x: jax.Array) -> jax.Array:
     """From the width of the transformer to that of the cells."""
@@ -252,9 +290,10 @@ class EventLM(nn.Module):
     return role.copy(name=name, features=self.cell_width, dtype=self.dtype)(x)
 
   def _run_trunk(
-    self, x_BPD: jax.Array, tokens: masks.Tokens, groups: int, caches: Any
+    self, x_BPD: jax.Array, tokens: masks.Tokens, caches: Any
   ) -> tuple[jax.Array, Any]:
-    """The normalised outputs for all groups, `groups` per event."""
+    """The normalised outputs for all groups of all events."""
+    groups = len(self.columns) // self._group
     place_P = np.arange(x_BPD.shape[1], dtype=np.int32) % groups
     position_BP = jnp.repeat(tokens.position_BT * groups, groups, axis=1)
     tokens = masks.Tokens(
@@ -289,45 +328,70 @@ class EventLM(nn.Module):
       x_BECF += feed(norm(x_BECF))
     return attention.RMSNorm(self.norm_epsilon, name='final_norm')(x_BECF)
 
-  def _heads(
-    self, x_BECF: jax.Array, target_BECN: jax.Array | None
-  ) -> jax.Array:
-    """Log-probabilities of the targets, or logits of all ids, by cell."""
-    head = linear.of_role(self.linear, 'head')
-    columns, first = [], 0
+  def _laws(
+    self, x_BECF: jax.Array, history_BSC: jax.Array, tokens: masks.Tokens
+  ) -> list[event_cells.Law]:
+    """The distribution of the cells of each column."""
+    head, first = linear.of_role(self.linear, 'head'), 0
+    copied = [None] * len(self.columns)
+    if self.copies and self.reach:
+      gate = event_cells.Copying(self.reach, head, name='copying')
+      copied = gate(x_BECF, history_BSC, tokens.position_BT)
+    laws = []
     for c, size in enumerate(self.columns):
       project = head.copy(name=f'head_{c}', features=size, dtype=self.dtype)
       logits_BEV = project(x_BECF[:, :, c]).astype(jnp.float32)
-      if target_BECN is not None:
-        logits_BEV = event_cells.pick(logits_BEV, target_BECN[:, :, c], first)
-      columns.append(logits_BEV)
+      laws.append(event_cells.Law(logits_BEV, first, copied[c]))
       first += size
-    if target_BECN is None:
-      out_BECN = event_cells.widen(columns)
+    return laws
+
+  def _said(
+    self, laws: list[event_cells.Law], target_BT: jax.Array | None
+  ) -> jax.Array:
+    """Log-probabilities of the targets, or logits of all ids, [B, T, N]."""
+    if target_BT is None:
+      out_BECN = event_cells.widen([law.logits() for law in laws])
     else:
-      out_BECN = jnp.stack(columns, axis=2)
-    return out_BECN.reshape(x_BECF.shape[0], -1, out_BECN.shape[-1])
+      targets_BECN = self._events(target_BT.reshape(*target_BT.shape[:2], -1))
+      out_BECN = jnp.stack(
+        [law.of(targets_BECN[:, :, c]) for c, law in enumerate(laws)], axis=2
+      )
+    batch, events, columns, count = out_BECN.shape
+    return out_BECN.reshape(batch, events * columns, count)
 
-
-def _next_tokens(documents_BE: jax.Array, cache: Cache | None) -> masks.Tokens:
-  """Where events stand: those of whole rows, or those after the cached ones."""
-  if cache is None:
-    return masks.row_tokens(documents_BE)
-  place_1E = jnp.arange(documents_BE.shape[1], dtype=jnp.int32)[None]
-  return masks.Tokens(
-    cache.length_B[:, None] + place_1E, (documents_BE > 0).astype(jnp.int32)
-  )
-
-
-def _einsum(axes: str, *arrays: jax.Array) -> jax.Array:
-  """Exact where one factor picks entries of the other."""
-  return jnp.einsum(axes, *arrays, precision='highest')
-
-
-def _latest(x_BSX: jax.Array, new_B: jax.Array, count: int) -> jax.Array:
-  """`count` entries along S after the first new_B, as the new ones follow."""
-  index_BC = new_B[:, None] + jnp.arange(count)[None]
-  rest = (1,) * (x_BSX.ndim - 2)
-  return jnp.take_along_axis(
-    x_BSX, index_BC.reshape(*index_BC.shape, *rest), axis=1
-  )
+  def _judge(
+    self,
+    laws: list[event_cells.Law],
+    x_BECD: jax.Array,
+    x_BEF: jax.Array,
+    ids_BEC: jax.Array,
+    rank: np.ndarray | jax.Array,
+    tokens: masks.Tokens,
+    cache: Cache,
+  ) -> tuple[event_cells.Law, Cache]:
+    """The last column's distribution, given how likely the others were."""
+    log_p = [
+      law.of(ids_BEC[:, :, c, None]) for c, law in enumerate(laws[:-1])
+    ]
+    seen = rank < rank[..., -1:]
+    read_BED = event_cells.sums(seen[..., None, :], x_BECD)[:, :, 0]
+    unread_BED = event_cells.sums(~seen[..., None, :], x_BECD)[:, :, 0]
+    late_BSD = jnp.concatenate([cache.late_BD[:, None], unread_BED], axis=1)
+    is_first_BE1 = (tokens.position_BT == 0)[..., None]
+    read_BED += jnp.where(is_first_BE1, 0, late_BSD[:, :-1])
+    judge = self.judge.copy(
+      name='verdict', linear=self.linear, dtype=self.dtype
+    )
+    logits_BEV, judged = judge(
+      jnp.concatenate(log_p, axis=-1),
+      jnp.broadcast_to(seen[..., :-1], ids_BEC[..., :-1].shape),
+      read_BED,
+      x_BEF,
+      tokens,
+      cache.judge,
+      features=self.columns[-1],
+    )
+    law = laws[-1]._replace(logits_BEV=laws[-1].logits_BEV + logits_BEV)
+    new_B = tokens.document_BT.astype(bool).sum(axis=1)
+    late_BD = event_history.latest(late_BSD, new_B, 1)[:, 0]
+    return law, cache._replace(judge=judged, late_BD=late_BD)

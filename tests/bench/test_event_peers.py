@@ -158,6 +158,12 @@ def test_peers_are_kept_and_scored(stream, tmp_path, monkeypatch):
   shown = event_peers.Splits(stream, revealed=True)
   with pytest.raises(TypeError):  # Other labels are seen: training again.
     event_peers.run(shown, ['trees'], tmp_path, 20)
+  ours = splits.scores(np.load(tmp_path / 'exact filter.npy'), 0.5, None)
+  found = event_peers.differences(splits, ours, ['trees'], tmp_path, 5)['trees']
+  assert found['average_precision'] == pytest.approx(
+    best['average_precision'] - report['trees']['average_precision']
+  )
+  assert 0 < found['average_precision_stderr'] < found['average_precision']
   text = event_peers.table(report)
   assert len(text.splitlines()) == 2 + len(report)
   picture = ElementTree.fromstring(event_plot.draw(report, 'average_precision'))

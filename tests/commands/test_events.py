@@ -55,6 +55,10 @@ def make_config(folder):
     config,
     model=config.model.clone(
       trunk=config.model.trunk.clone(width=16, layers=1, heads=2, hidden=16),
+      judge=config.model.judge.clone(
+        stack=config.model.judge.stack.clone(width=8, layers=1, hidden=8),
+        hidden=8,
+      ),
       cell_width=8,
       cell_layers=0,
       waves=2,

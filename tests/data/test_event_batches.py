@@ -81,10 +81,10 @@ def test_hidden_labels_are_targets_only():
 
 def test_labels_are_hidden_and_columns_shuffled_as_often_as_asked():
   corpus = event_tables.draw((5,) * 40)
-  how = {'mask_all': 0.25, 'mask_some': 0.5, 'shuffle': True, 'keep_last': 0.4}
+  how = {'mask_all': 0.25, 'mask_some': 0.5, 'shuffle': 0.8, 'keep_last': 0.4}
   rows = rows_of(corpus, **how)
   rng = np.random.default_rng(0)
-  shares, last, places = [], [], []
+  shares, last, places, in_order = [], [], [], []
   for _ in range(20):
     for i in range(len(rows)):
       row = rows.vary(rows[i], rng)
@@ -97,9 +97,12 @@ def test_labels_are_hidden_and_columns_shuffled_as_often_as_asked():
       shares.append(hidden.mean())
       np.testing.assert_array_equal(np.sort(rank), [[0, 1, 2]] * 5)
       last.extend(rank[:, -1] == 2)
+      in_order.append((rank == [[0, 1, 2]]).all())
       places.extend(rank[rank[:, -1] != 2, 0])
   shares = np.array(shares)
-  assert abs(np.mean(last) - (0.4 + 0.6 / 3)) < 0.03
+  assert abs(np.mean(last) - (0.2 + 0.8 * (0.4 + 0.6 / 3))) < 0.03
+  # An event stays in order with probability 0.4 / 2 + 0.6 / 6.
+  assert abs(np.mean(in_order) - (0.2 + 0.8 * 0.3**5)) < 0.05
   assert set(places) == {0, 1, 2}
   # Of five labels, none: 0.375 and a share of the half-hidden rows.
   none = 0.375 + 0.375 * np.mean((1 - np.linspace(0, 1, 1001)) ** 5)
@@ -116,7 +119,7 @@ def test_batches_are_pure_functions_of_the_step():
       row_length=5 * COLUMNS,
       batch_size=2,
       seed=seed,
-      rows=event_batches.EventRows(shuffle=True, mask_all=0.3),
+      rows=event_batches.EventRows(shuffle=1.0, mask_all=0.3),
     )
 
   one, same, other = batches(0), batches(0), batches(1)

@@ -196,10 +196,11 @@ def test_single_events_are_warned_of(tmp_path, caplog):
     *small_events.rows(users=20),
     ['lone', '2020-01-01', 's1', '1', '1', 'No', 'no', ''],
   ]
-  small_events.source(
-    tmp_path, small_events.write(tmp_path / 'events.csv', lines)
-  ).prepare()
-  assert '1 of 21 entities' in caplog.text
+  path = small_events.write(tmp_path / 'events.csv', lines)
+  small_events.source(tmp_path, path).prepare()
+  assert (
+    f'1 of 21 entities of {path} have a single event, so no history.'
+  ) in caplog.messages
 
 
 @pytest.mark.parametrize(

@@ -165,9 +165,16 @@ def test_tokenizer_knows_nothing_of_other_splits(tmp_path):
     2, 1, 3, 0,
   ]  # fmt: skip
   assert len(ids_EC)
-  with pytest.raises(ValueError, match='has ids of tokenizer'):
-    other = dataclasses.replace(one, bins=4)
+  other = dataclasses.replace(one, bins=4)
+  with pytest.raises(ValueError) as error:
     dataclasses.replace(other, fitted=one.tokenizer.to_json()).open('train')
+  names = list(one.tokenizer.names)
+  assert str(error.value) == (
+    f'The data has ids of tokenizer {other.tokenizer.digest[:12]} (columns'
+    f' {names}), the model those of {one.tokenizer.digest[:12]} (columns'
+    f" {names}); encode the data with the checkpoint's tokenizer, or train on"
+    ' this data.'
+  )
 
 
 def test_by_time_the_past_is_history_only(tmp_path):

@@ -12,7 +12,7 @@ from tests.data import event_tables
 
 COLUMNS = event_tables.COLUMNS
 SIZES = event_tables.TOKENIZER.sizes_C
-SHUFFLED = event_batches.EventRows(shuffle=True, mask_all=0.0)
+SHUFFLED = event_batches.EventRows(shuffle=1.0, mask_all=0.0)
 
 
 def follows(params, ids_BT, documents_BT, *, value, rank):
@@ -62,7 +62,7 @@ def test_numbers_are_filled_with_the_median():
 def test_one_order_fills_nothing():
   corpus = event_tables.draw((2,))
   rows = event_batches.EventRows()
-  with pytest.raises(ValueError, match=r'EventRows\(shuffle=True\)'):
+  with pytest.raises(ValueError, match=r'EventRows\(shuffle=1\.0\)'):
     event_filling.fill(follows, None, corpus, None, rows=rows, window=6)
 
 

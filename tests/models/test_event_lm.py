@@ -11,6 +11,7 @@ import pytest
 from flax import traverse_util
 
 from models import event_cells
+from models import event_judge
 from models import event_lm
 from models import forward
 from models import linear
@@ -27,13 +28,13 @@ FIRST_C = np.cumsum((0, *COLUMNS[:-1]))
 # Every event that there can be; all tests share the compiled programs.
 ROWS = math.prod(COLUMNS)
 
-# A window of fewer groups than a row has, so that its cache is a ring.
+# Fewer groups are seen than a row has, so that their cache is a ring.
 TRUNK = stacks.Stack(
   width=16,
   layers=1,
   heads=2,
   hidden=16,
-  masks=(masks.Causal(window=4),),
+  masks=(masks.Lambda(n_global=1, n_local=3),),
   position=positions.Alibi(),
 )
 MODEL = event_lm.EventLM(
@@ -45,6 +46,8 @@ MODEL = event_lm.EventLM(
   cell_hidden=8,
   waves=2,
   reach=2,
+  copies=True,
+  judge=event_judge.Judge(stack=TRUNK.clone(width=8, hidden=8), hidden=8),
 )
 
 
@@ -136,7 +139,7 @@ def test_stepping_event_by_event_is_the_whole_row(params):
   count = 3
   step = jax.jit(forward.step(MODEL))
   cache = MODEL.init_cache(count, LENGTH)
-  assert cache.trunk[0].position_BS.shape == (count, 4)
+  assert cache.trunk[0].recent.position_BS.shape == (count, 3)
   found = [[] for _ in range(count)]
   # Row i waits before its event i, as rows of several entities do.
   for turn in range(EVENTS + 1):
@@ -210,6 +213,73 @@ def test_since_is_the_nearest_equal_value_of_the_entity():
     assert found[b, e, c] == min(back, default=0)
 
 
+def test_copies_are_a_mixture():
+  rng = np.random.default_rng(5)
+  shape, size, reach, first = (2, 3), 4, 5, 7
+  logits = rng.normal(size=(*shape, size)).astype(np.float32)
+  gate = rng.normal(size=(*shape, reach + 1)).astype(np.float32)
+  gate -= np.log(np.exp(gate).sum(-1, keepdims=True))
+  earlier = rng.integers(first, first + size, (*shape, reach))
+  found, p_of = jax.jit(mixed, static_argnums=3)(
+    logits, gate, earlier.astype(np.int32), first
+  )
+  for b, e in np.ndindex(shape):
+    p = np.exp(logits[b, e]) / np.exp(logits[b, e]).sum()
+    p = p * np.exp(gate[b, e, 0])
+    for r in range(reach):
+      p[earlier[b, e, r] - first] += np.exp(gate[b, e, r + 1])
+    np.testing.assert_allclose(p.sum(), 1, rtol=1e-5)
+    np.testing.assert_allclose(np.exp(found[b, e]), p, rtol=1e-5)
+    np.testing.assert_allclose(np.exp(p_of[b, e, :-1]), p, rtol=1e-5)
+    assert p_of[b, e, -1] == -np.inf
+
+
+def test_the_judge_reads_how_likely_other_cells_were():
+  rng = np.random.default_rng(6)
+  judge, events, cells = MODEL.judge, 3, COUNT - 1
+  log_p = np.log(rng.uniform(0.1, 1, (1, events, cells)).astype(np.float32))
+  seen = np.ones((1, events, cells), bool)
+  seen[0, 1, 2] = False
+  tokens = masks.row_tokens(jnp.ones((1, events), jnp.int32))
+  read = rng.normal(size=(1, events, 16)).astype(np.float32)
+  known = rng.normal(size=(1, events, 8)).astype(np.float32)
+  given = (seen, read, known, tokens, None)
+  shapes = jax.eval_shape(
+    functools.partial(judge.init, features=2), jax.random.key(0), log_p, *given
+  )
+  weights = jax.tree.map(
+    lambda x: rng.normal(size=x.shape).astype(np.float32), shapes
+  )
+
+  @jax.jit
+  def logits_and_gradient(log_p):
+    def run(log_p):
+      logits, _ = judge.apply(weights, log_p, *given, features=2)
+      return logits.sum(), logits
+
+    gradient, logits = jax.grad(run, has_aux=True)(log_p)
+    return logits, gradient
+
+  before, gradient = logits_and_gradient(log_p)
+  # What is read is not to be learned from labels.
+  assert not np.any(gradient)
+  for event, cell in np.ndindex(events, cells):
+    other = log_p.copy()
+    other[0, event, cell] -= 1
+    moved = np.abs(logits_and_gradient(other)[0] - before).max(axis=(0, 2))
+    expected = seen[0, event, cell] & (np.arange(events) >= event)
+    np.testing.assert_array_equal(moved > 1e-6, expected)
+
+
+def mixed(logits, gate, earlier, first):
+  copies = event_cells.Copies(gate[..., 1:], gate[..., 0], earlier)
+  law = event_cells.Law(logits, first, copies)
+  # Every id of the column and one of the next.
+  ids = jnp.arange(first, first + logits.shape[-1] + 1, dtype=jnp.int32)
+  ids = jnp.broadcast_to(ids, (*logits.shape[:-1], ids.shape[0]))
+  return law.logits(), law.of(ids)
+
+
 def test_every_projection_follows_its_prototype():
   roles = linear.Roles(structured.LowRank(rank=1), head=linear.Dense())
   model = MODEL.clone(linear=roles)
@@ -217,7 +287,8 @@ def test_every_projection_follows_its_prototype():
   shapes = jax.eval_shape(model.init, jax.random.key(0), ids)['params']
   names = traverse_util.flatten_dict(shapes, sep='/')
   dense = {name for name in names if name.endswith('/kernel')}
-  assert dense == {f'head_{c}/kernel' for c in range(COUNT)}
+  heads = {f'head_{c}' for c in range(COUNT)} | {'verdict/head', 'copying/gate'}
+  assert dense == {f'{name}/kernel' for name in heads}
   assert any(name.startswith('history/block_0/attention/') for name in names)
 
 
