@@ -96,8 +96,9 @@ def import_run(source: str, workdir: str) -> str:
   config = dataclasses.replace(config, model=model, data=data)
   config = base.override(config, _SET.value)
   tree = base.to_json(config)
-  plan = layouts.plan(config.model, family.leaves(config.model))
-  tensors = tensor_files.scan(source)
+  tensors, leaves = tensor_files.scan(source), family.leaves(config.model)
+  layouts.check_names(leaves, tensors, ignored=family.IGNORED)
+  plan = layouts.plan(config.model, leaves)
   params = layouts.load(plan, tensors, ignored=family.IGNORED)
   with _staged(workdir) as folder:
     workdir_lib.write_config(folder, tree)

@@ -22,6 +22,7 @@ from evals import position_plot
 from evals import references
 from models import forward
 from training import manifest
+from training import processes
 
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'Run directory.')
 _STEP = flags.DEFINE_integer('step', None, 'Checkpoint step; default newest.')
@@ -42,17 +43,22 @@ def main(_: Sequence[str]) -> None:
         ' train.py.'
       )
     cluster.join(_CLUSTER)
-    out = pathlib.Path(_OUT.value or f'{_CHECKPOINT.value}/report.json')
     report = evaluate(
       _CHECKPOINT.value, _STEP.value, _SPLIT.value, _LAMBDA.value
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    manifest.write_file(out, json.dumps(report, indent=2) + '\n')
-    curve = position_plot.points(report)
-    if curve:
-      picture = out.with_suffix('.by_position.svg')
-      drawn = position_plot.draw({f'step {report["step"]}': curve})
-      manifest.write_file(picture, drawn)
+    processes.first('write the report', lambda: _finish(report))
+
+
+def _finish(report: dict[str, Any]) -> None:
+  """Writes the report and its picture, and prints what matters."""
+  out = pathlib.Path(_OUT.value or f'{_CHECKPOINT.value}/report.json')
+  out.parent.mkdir(parents=True, exist_ok=True)
+  manifest.write_file(out, json.dumps(report, indent=2) + '\n')
+  curve = position_plot.points(report)
+  if curve:
+    picture = out.with_suffix('.by_position.svg')
+    drawn = position_plot.draw({f'step {report["step"]}': curve})
+    manifest.write_file(picture, drawn)
   print(table(report, _SPLIT.value))
   print(f'report: {out}')
 
@@ -60,10 +66,15 @@ def main(_: Sequence[str]) -> None:
 def evaluate(
   directory: str, step: int | None, split: str, limit: str | None = None
 ) -> dict[str, Any]:
-  """Every evaluator of the run's config, and of text references."""
+  """Every evaluator of the run's config, and of text references.
+
+  The processes of a job share the batches of the evaluators that score whole
+  documents, and all of them repeat what others do; process 0 computes the
+  references.
+  """
   run = restore.restore(directory, step=step, limit=limit)
   config = run.config
-  config.data.prepare()
+  processes.first('prepare the data', config.data.prepare)
   documents = config.data.open(split)
   report: dict[str, Any] = {
     'checkpoint': str(directory),
@@ -85,12 +96,21 @@ def evaluate(
       report.setdefault(f'eval/{split}/{name}', x)
   if not isinstance(documents, text.Corpus):
     return report
-  compared = references.references(
-    np.asarray(documents.bytes), np.asarray(config.data.open('train').bytes)
+  compared = processes.told_by_first(
+    'compress the text', lambda: _compared(config, documents)
   )
   return report | {
-    f'eval/{split}/reference/{name}': x for name, x in compared.items()
+    f'eval/{split}/reference/{name}': x
+    for name, x in json.loads(compared).items()
   }
+
+
+def _compared(config: base.Config, documents: text.Corpus) -> bytes:
+  """JSON of the references on a split."""
+  found = references.references(
+    np.asarray(documents.bytes), np.asarray(config.data.open('train').bytes)
+  )
+  return json.dumps(found).encode()
 
 
 def table(report: dict[str, Any], split: str) -> str:

@@ -6,6 +6,7 @@ python train.py --config=configs/tiny.py --workdir=runs/tiny
 import dataclasses
 import functools
 import shlex
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -40,6 +41,9 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory.')
 _SET = flags.DEFINE_multi_string('set', [], 'Field to change: path=value.')
 _TENSORBOARD = flags.DEFINE_bool(
   'tensorboard', False, 'Also write TensorBoard event files.'
+)
+_STOP_CODE = flags.DEFINE_integer(
+  'stop_code', 0, 'Exit code of a run that SIGTERM stopped; 75: start it again.'
 )
 _CLUSTER = cluster.define_flags()
 _DRY_RUN = dry_run.define_flags()
@@ -82,6 +86,8 @@ def main(_: Sequence[str]) -> None:
     step = train(config, _WORKDIR.value, tensorboard=_TENSORBOARD.value)
     if jax.process_index() == 0:
       print(_next(config, _WORKDIR.value, step))
+  if step < config.steps:
+    sys.exit(_STOP_CODE.value)
 
 
 def train(
@@ -189,6 +195,7 @@ def _loop(
             checkpoints.save(step, state, extra=extra, force=True)
             logger.saved = step
       if last or stop:
+        checkpoints.wait()  # For as long as SIGTERM cannot end it.
         break
       batch = sharding.put_batch(next(batches), rows)
       with (

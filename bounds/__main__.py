@@ -30,6 +30,7 @@ from bounds import report
 from bounds import structure as structures
 from configs import base
 from configs import certify
+from configs import cluster
 from configs import command
 from configs import compress
 from configs import equal_size
@@ -38,7 +39,9 @@ from configs import restore
 from configs import streams
 from configs import sweep
 from configs import token_certificate
+from evals import shares
 from training import manifest
+from training import processes
 
 _CHECKPOINT = flags.DEFINE_list(
   'checkpoint', [], 'Run directory; with --sweep any number, by commas.'
@@ -94,6 +97,7 @@ _SWEEP = flags.DEFINE_bool(
   ' --checkpoint, or of several structures of --config at one file size.',
 )  # fmt: skip
 _LADDER = flags.DEFINE_bool('ladder', False, 'Print all bounds on the file.')
+_CLUSTER = cluster.define_flags()
 
 # The split that training reads.
 _TRAINED_ON = 'train'
@@ -105,24 +109,27 @@ def main(_: Sequence[str]) -> None:
     bound.check_delta(_DELTA.value)
     if not _OUT.value:
       raise ValueError('--out is missing; name a directory for the certificate')
+    cluster.join(_CLUSTER)
     runs = _runs()
-    run = runs[0]
-    stream = streams.open_stream(
-      _STREAM.value, run.config.data, max_bytes=_MAX_BYTES.value
-    )
+    data = runs[0].config.data
+    processes.first('prepare the data', lambda: _open_both(data))
+    stream, other = _open_both(data)
     out = pathlib.Path(_OUT.value)
     out.mkdir(parents=True, exist_ok=True)
-    if _STREAM.value != 'train':
+    if _STREAM.value != 'train' and processes.is_first():
       print(
         f'the network was trained on split {_TRAINED_ON}, not on'
         f' {stream.name}: the certificate is valid for this stream all the same'
       )
-    if token_certificate.is_over_tokens(run.config):
-      print(_rounded_tokens(run, stream, out))
-    elif _SWEEP.value:
-      print(_swept(runs, stream, out))
-    else:
-      print(_certified(run, stream, out))
+    if _SWEEP.value:
+      processes.first('sweep', lambda: print(_swept(runs, stream, other, out)))
+      return
+    certify_run = _certified
+    if token_certificate.is_over_tokens(runs[0].config):
+      certify_run = _rounded_tokens
+    summary = certify_run(runs[0], stream, other, out)
+    if processes.is_first():
+      print(summary)
 
 
 def _runs() -> list[restore.Run]:
@@ -218,9 +225,15 @@ def _header(run: restore.Run) -> headers.Header:
 
 
 def _swept(
-  runs: list[restore.Run], stream: streams.Stream, out: pathlib.Path
+  runs: list[restore.Run],
+  stream: streams.Stream,
+  other: streams.Stream | None,
+  out: pathlib.Path,
 ) -> str:
-  """Writes sweep.json, tables, plots and all files; returns the table."""
+  """Writes sweep.json, tables, plots and all files; returns the table.
+
+  Of a job of several processes only the first one works at it.
+  """
   config, target = runs[0].config, _target(stream)
   names = list(dict.fromkeys(_CHECKPOINT.value))
   if _CONFIG.value:
@@ -241,10 +254,11 @@ def _swept(
     'alphabet': _ALPHABET.value,
     'window': [_WINDOW.value, _STRIDE.value],
   }
-  rows = sweep.Sweep(
-    stream, _open_held_out(config), _DELTA.value, out, setting,
-    config.data, _MAX_BYTES.value,
-  ).run(jobs)  # fmt: skip
+  whole = sweep.Sweep(
+    stream, other, _DELTA.value, out, setting, config.data, _MAX_BYTES.value
+  )
+  with shares.alone():
+    rows = whole.run(jobs)
   manifest.write_file(out / 'sweep.md', sweep.table(rows) + '\n')
   plots = sweep.plots(rows)
   for name, text in plots.items():
@@ -262,22 +276,33 @@ def _timed(what: str) -> Iterator[None]:
   )  # fmt: skip
 
 
-def _open_held_out(config: base.Config) -> streams.Stream | None:
+def _open_both(data: Any) -> tuple[streams.Stream, streams.Stream | None]:
+  """The stream to certify, and the one held out if any."""
+  stream = streams.open_stream(_STREAM.value, data, max_bytes=_MAX_BYTES.value)
   if not _HELD_OUT.value:
-    return None
-  return streams.open_stream(_HELD_OUT.value, config.data, flag='held_out')
+    return stream, None
+  return stream, streams.open_stream(_HELD_OUT.value, data, flag='held_out')
 
 
 def _certified(
-  run: restore.Run, stream: streams.Stream, out: pathlib.Path
+  run: restore.Run,
+  stream: streams.Stream,
+  other: streams.Stream | None,
+  out: pathlib.Path,
 ) -> str:
-  """Writes the file, the certificate and the report; returns a summary."""
+  """Writes the file, the certificate and the report; returns a summary.
+
+  Process 0 trains and codes; all processes of a job share the scoring.
+  """
   began = time.monotonic()
-  target, header = _target(stream), _header(run)
-  with _timed('training and rounding'):
-    coded = _method()(run.config, run.params, target)
-  with _timed('coding and decoding'):
-    draft = predictor.decode(predictor.encode(coded, header))
+  target, header, coded = _target(stream), _header(run), {}
+
+  def file() -> bytes:
+    with _timed('training and rounding'):
+      coded.update(_method()(run.config, run.params, target))
+    return predictor.encode(coded, header)
+
+  draft = predictor.decode(processes.told_by_first('train and round', file))
   with _timed(f'scoring {stream.bytes} bytes with a file of {draft.size}'):
     seen = certify.evidence(draft, stream)
   with _timed('choosing the smoothing'):
@@ -286,7 +311,9 @@ def _certified(
     )
   # Smoothing is applied to what the same weights say, so nothing is rescored.
   final = dataclasses.replace(header, base=base_code, slope=slope_code)
-  data = predictor.encode(coded, final)
+  data = processes.told_by_first(
+    'code the network', lambda: predictor.encode(coded, final)
+  )
   decoded = predictor.decode(data)
   found = certificate.certify(seen, decoded.header, decoded.bits, _DELTA.value)
   certified = certify.Certified(decoded, seen, found)
@@ -294,17 +321,19 @@ def _certified(
     certified, data, stream, delta=_DELTA.value, corpus=run.config.data,
     max_bytes=_MAX_BYTES.value,
   )  # fmt: skip
-  return _written(run, certified, claim, data, out, began)
+  return _written(run, certified, claim, data, other, out, began)
 
 
 def _rounded_tokens(
-  run: restore.Run, stream: streams.Stream, out: pathlib.Path
+  run: restore.Run,
+  stream: streams.Stream,
+  other: streams.Stream | None,
+  out: pathlib.Path,
 ) -> str:
   settings = token_certificate.Settings(
     compress.PostTraining(_BITS.value or 3.0).bits, _DELTA.value,
     *_reading(run.config.model), _DRAWS.value, _MAX_BYTES.value,
   )  # fmt: skip
-  other = _open_held_out(run.config)
   name = _CHECKPOINT.value[0]
   return token_certificate.make(run, name, stream, other, settings, out)
 
@@ -314,6 +343,7 @@ def _written(
   certified: certify.Certified,
   claim: dict[str, Any],
   data: bytes,
+  other: streams.Stream | None,
   out: pathlib.Path,
   began: float,
 ) -> str:
@@ -329,7 +359,6 @@ def _written(
     name: x.value
     for name, x in certificate.errors(seen, decoded.bits, delta).items()
   }
-  other = _open_held_out(run.config)
   if other is not None:
     with _timed(f'scoring {other.bytes} bytes held out'):
       claim['held_out'] = certify.held_out(
@@ -346,14 +375,17 @@ def _written(
     'seconds': round(time.monotonic() - began, 1),
     'method': base.to_json(_method()),
   }
-  summary = report.summary(claim)
-  (out / 'model.pw').write_bytes(data)
-  manifest.write_file(
-    out / 'certificate.json', json.dumps(claim, indent=2) + '\n'
-  )
-  manifest.write_file(out / 'report.svg', report.plot(claim, seen, curve))
-  manifest.write_file(out / 'report.md', report.page(claim))
-  return f'{summary}\n{out}: model.pw certificate.json report.md report.svg'
+
+  def write() -> None:
+    (out / 'model.pw').write_bytes(data)
+    text = json.dumps(claim, indent=2) + '\n'
+    manifest.write_file(out / 'certificate.json', text)
+    manifest.write_file(out / 'report.svg', report.plot(claim, seen, curve))
+    manifest.write_file(out / 'report.md', report.page(claim))
+
+  processes.first('write the certificate', write)
+  names = 'model.pw certificate.json report.md report.svg'
+  return f'{report.summary(claim)}\n{out}: {names}'
 
 
 if __name__ == '__main__':

@@ -27,6 +27,9 @@ MAX_TENSORS = 1 << 16
 MAX_NOTES = 1 << 16
 MAX_AXES = 8
 
+# Weights per byte of body, and as many in any; tensors likewise.
+_DENSEST, _SPARE, _SPARE_TENSORS = 1 << 10, 1 << 20, 1 << 8
+
 # A symbol's context: nothing, or the sizes of those to its left and above.
 _CONTEXTS = (1, 9)
 
@@ -58,7 +61,10 @@ def encode(tensors: Sequence[quantise.Coded], notes: bytes = b'') -> bytes:
   for tensor in tensors:
     _check(tensor)
     _encode_tensor(coder, sizes, tensor)
-  return sealed(coder.finish())
+  body = coder.finish()
+  check_density('weights', total, len(body))
+  _limited('tensors', len(tensors), _SPARE_TENSORS + len(body))
+  return sealed(body)
 
 
 def decode(data: bytes, *, max_values: int = MAX_VALUES) -> File:
@@ -105,6 +111,20 @@ def opened(data: bytes, magic: bytes = MAGIC) -> tuple[bytes, int]:
   return data[start:end], end + 4
 
 
+def check_density(name: str, number: int, size: int) -> None:
+  """ValueError for more than a body of so many bytes will be read as.
+
+  Adaptive codes of numbers that are all equal hardly take space, so that a few
+  bytes could be made to keep a reader busy for hours.
+  """
+  limit = _SPARE + _DENSEST * size
+  if number > limit:
+    raise ValueError(
+      f'file has {number} {name} in {size} bytes of body; at most {limit} are'
+      ' allowed in as many'
+    )
+
+
 def _decode_body(
   body: bytes, max_values: int
 ) -> tuple[bytes, list[quantise.Coded]]:
@@ -113,10 +133,12 @@ def _decode_body(
   length = _limited('bytes of notes', sizes.code(coder, 0), MAX_NOTES)
   notes = bytes(coder.number(8) for _ in range(length))
   count = _limited('tensors', sizes.code(coder, 0), MAX_TENSORS)
-  tensors, room = [], max_values
+  # A tensor takes two bytes at least.
+  _limited('tensors', count, _SPARE_TENSORS + len(body))
+  tensors, total = [], 0
   for _ in range(count):
-    tensor = _decode_tensor(coder, sizes, room)
-    room -= tensor.symbols.size
+    tensor = _decode_tensor(coder, sizes, max_values - total, total, len(body))
+    total += tensor.symbols.size
     tensors.append(tensor)
   coder.finish()
   return notes, tensors
@@ -150,7 +172,11 @@ def _encode_tensor(
 
 
 def _decode_tensor(
-  coder: rangecoder.Decoder, sizes: rangecoder.Integers, room: int
+  coder: rangecoder.Decoder,
+  sizes: rangecoder.Integers,
+  room: int,
+  before: int,
+  body_size: int,
 ) -> quantise.Coded:
   axes = _limited('axes', sizes.code(coder, 0), MAX_AXES)
   limit = rangecoder.Integers.LARGEST
@@ -158,6 +184,7 @@ def _decode_tensor(
   size = _limited('weights', math.prod(shape), room)
   if not size:
     raise ValueError('damaged file: a tensor without weights')
+  check_density('weights', before + size, body_size)
   neighbours, per_row = coder.number(1), coder.number(1)
   shift, levels = 0, ()
   if coder.number(1):

@@ -18,6 +18,9 @@ from bounds import rangecoder
 MAGIC = b'PK'
 MAX_ORDER = 6
 MAX_ENTRIES = 1 << 27
+# Entries per byte of a file, empty ones included: a context takes a bit or more
+# and has up to 257.
+_DENSEST, _SPARE = 1 << 12, 1 << 20
 _FIELDS = struct.Struct('<BBBBBBB')
 _LARGEST = 63
 
@@ -143,10 +146,11 @@ def decode(data: bytes) -> tuple[list[Level], Options]:
   coder = rangecoder.Decoder(body)
   fields = bytes(coder.number(8) for _ in range(_FIELDS.size))
   options = Options(*_FIELDS.unpack(fields))
-  models, levels = _Models(), []
+  models, levels, entries = _Models(), [], 0
   for order in range(options.order + 1):
     suffix_R = _suffixes(levels) if order else np.zeros(1, np.int32)
-    if len(suffix_R) * options.classes > MAX_ENTRIES:
+    entries += len(suffix_R) * options.classes
+    if entries > min(MAX_ENTRIES, _SPARE + _DENSEST * len(body)):
       raise ValueError('damaged file: its table is larger than allowed')
     bucket_RC = np.zeros((len(suffix_R), options.classes), np.uint8)
     level = Level(bucket_RC, suffix_R, bucket_RC)

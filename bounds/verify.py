@@ -52,12 +52,13 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _read(path: pathlib.Path) -> bytes:
-  size = path.stat().st_size
-  if size > _LARGEST:
+  with path.open('rb') as file:
+    data = file.read(_LARGEST + 1)
+  if len(data) > _LARGEST:
     raise ValueError(
-      f'{path} has {size} bytes; a model file has at most {_LARGEST}'
+      f'{path} has more than {_LARGEST} bytes, as no model file has'
     )
-  return path.read_bytes()
+  return data
 
 
 def _parse_flags(argv: Sequence[str]) -> Sequence[str]:

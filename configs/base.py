@@ -19,6 +19,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
+from absl import flags
+
+from configs import field_types
 
 # The packages whose dataclasses a stored config may instantiate.
 PACKAGES = (
@@ -31,6 +34,9 @@ PACKAGES = (
   'training',
 )
 _NONE = type(None)
+# Levels of a stored config; ours have less than twenty.
+_DEEPEST = 60
+_PATH = re.compile(r'[A-Za-z]\w*(\.[A-Za-z_]\w*)+', re.ASCII)
 _DIRECTORY = pathlib.Path(__file__).parent
 
 
@@ -146,7 +152,9 @@ def override(config: Any, assignments: Sequence[str]) -> Any:
 
 def to_json(value: Any, path: str = 'config') -> Any:
   """The JSON form; ValueError names the first field that has none."""
-  if value is None or isinstance(value, bool | int | str):
+  if value is None or isinstance(value, bool | str):
+    return value
+  if isinstance(value, int) and abs(value) < 2**63:
     return value
   if isinstance(value, float) and math.isfinite(value):
     return value
@@ -162,36 +170,58 @@ def to_json(value: Any, path: str = 'config') -> Any:
     fields = {k: to_json(v, f'{path}.{k}') for k, v in _children(value)}
     return {'class': name, 'fields': fields}
   raise ValueError(
-    f'{path}={value!r} cannot be stored; use numbers (finite), strings, '
-    'booleans, None, tuples and frozen dataclasses of these'
+    f'{path}={value!r} cannot be stored; use numbers (finite, 64 bits), '
+    'strings, booleans, None, tuples and frozen dataclasses of these'
   )
 
 
-def from_json(tree: Any, path: str = 'config') -> Any:
-  """Inverse of `to_json`; instantiates dataclasses of PACKAGES only."""
+def from_json(tree: Any, path: str = 'config', depth: int = 0) -> Any:
+  """Inverse of `to_json`; instantiates dataclasses of PACKAGES only.
+
+  ValueError names the first place that is not as it should be: no class that
+  there is, a value of another type than its field's, or one that is refused.
+  """
+  if depth > _DEEPEST:
+    raise ValueError(f'{path} lies deeper than {_DEEPEST} levels; flatten it')
   if isinstance(tree, list):
-    return tuple(from_json(v, f'{path}.{i}') for i, v in enumerate(tree))
+    return tuple(
+      from_json(v, f'{path}.{i}', depth + 1) for i, v in enumerate(tree)
+    )
   if not isinstance(tree, dict):
     return tree
   kinds = {key: type(value) for key, value in tree.items()}
   if kinds != {'class': str, 'fields': dict}:
     raise ValueError(
       f'{path} must hold a "class" path and a "fields" object, not '
-      f'{_listed(kinds)}'
+      f'{_cut(_listed(kinds))}'
     )
   cls = _find_class(tree['class'], path)
-  known = _field_names(cls)
-  for name in tree['fields']:
+  known, hints = _field_names(cls), field_types.hints_of(cls)
+  fields = {}
+  for name, value in tree['fields'].items():
     if name not in known:
       raise ValueError(
-        f'{path}: {tree["class"]} has no field {name!r}{_near(name, known)}; '
-        f'its fields are {_listed(known)}'
+        f'{path}: {tree["class"]} has no field {_cut(name)!r}'
+        f'{_near(_cut(name), known)}; its fields are {_listed(known)}'
       )
-  fields = {k: from_json(v, f'{path}.{k}') for k, v in tree['fields'].items()}
+    fields[name] = from_json(value, f'{path}.{name}', depth + 1)
+    if not field_types.fits(fields[name], hints[name]):
+      raise ValueError(
+        f'{path}.{name}={_cut(_shown(fields[name]))} must be'
+        f' {field_types.named(hints[name])}; the config was changed, or written'
+        ' by another version of this code'
+      )
+  return _instance(cls, fields, path)
+
+
+def _instance(cls: type, fields: dict[str, Any], path: str) -> Any:
+  """A component; ValueError names it where it refuses its fields."""
   try:
     return cls(**fields)
-  except TypeError as error:
-    raise ValueError(f'{path}: {tree["class"]}: {error}') from error
+  except ValueError as error:
+    raise ValueError(f'{path}: {" ".join(str(error).split())}') from error
+  except (TypeError, AttributeError, ArithmeticError, LookupError) as error:
+    raise ValueError(f'{path}: {_class_name(cls)}: {error}') from error
 
 
 def differences(a: Any, b: Any, path: str = '') -> list[str]:
@@ -321,13 +351,15 @@ def _find_class(name: str, path: str) -> type:
   """The dataclass with a stored class path, from PACKAGES only."""
   module, _, class_name = name.rpartition('.')
   cls = None
-  if module.split('.')[0] in PACKAGES and '__' not in module:
-    with contextlib.suppress(ModuleNotFoundError):
+  is_ours = module.split('.')[0] in PACKAGES and '__' not in module
+  if is_ours and _PATH.fullmatch(name):
+    # A script of ours defines its flags again, and holds no component.
+    with contextlib.suppress(ImportError, flags.Error):
       cls = getattr(importlib.import_module(module), class_name, None)
   is_class = isinstance(cls, type) and dataclasses.is_dataclass(cls)
   if not is_class or _class_name(cls) != name:
     raise ValueError(
-      f'{path}: {name} is no dataclass of {_listed(PACKAGES)}; the config was '
+      f'{path}: {_cut(name)} is no dataclass of {_listed(PACKAGES)}; it was '
       'written by another version of this code'
     )
   return cls
@@ -340,6 +372,11 @@ def _class_name(cls: type) -> str:
 def _shown(value: Any) -> str:
   is_component = dataclasses.is_dataclass(value)
   return _class_name(type(value)) if is_component else repr(value)
+
+
+def _cut(text: str) -> str:
+  """At most a line of a text that may be of any length."""
+  return text if len(text) <= 80 else f'{text[:77]}...'
 
 
 def _near(name: str, known: Iterable[str]) -> str:

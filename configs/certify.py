@@ -1,7 +1,7 @@
 """The certificate of a file on a stream, and its check from the file alone."""
 
+import dataclasses
 import hashlib
-import json
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,13 +10,17 @@ from bounds import bound as bounds_lib
 from bounds import certificate
 from bounds import counts
 from configs import base
+from configs import field_types
 from configs import kgrams
 from configs import predictor
 from configs import streams
+from data import json_text
+from data import text
 from models import forward
 
 FORMAT = 'patchwork certificate'
 VERSION = 1
+_LONGEST_NAME = 1000
 # Another machine may round logits differently.
 TOLERANCE = 1e-4
 
@@ -119,29 +123,33 @@ def to_json(
 
 def read(path: str) -> dict[str, Any]:
   """A certificate from disk; ValueError unless it is one we can check."""
+  no_certificate = (
+    f'{path} is no certificate: it is not the JSON that python -m bounds writes'
+  )
   try:
-    claim = json.loads(pathlib.Path(path).read_text(encoding='utf-8'))
-    known = claim['format'] == FORMAT
-  except (ValueError, KeyError, TypeError, RecursionError) as error:
+    claim = json_text.parse(pathlib.Path(path).read_bytes(), path, 'name one')
+  except ValueError as error:
+    raise ValueError(no_certificate) from error
+  if not isinstance(claim, dict) or claim.get('format') != FORMAT:
+    raise ValueError(no_certificate)
+  if claim.get('version') != VERSION:
     raise ValueError(
-      f'{path} is no certificate: it is not the JSON that python -m bounds'
-      ' writes'
-    ) from error
-  if not known or claim.get('version') != VERSION:
-    raise ValueError(
-      f'{path} has version {claim.get("version")}, this verifier reads'
-      f' {VERSION}; use the release that wrote it'
+      f'{path} has version {str(claim.get("version"))[:20]}, this verifier'
+      f' reads {VERSION}; use the release that wrote it'
     )
   for name in ('bits_per_byte', 'delta'):
-    if type(claim.get(name)) not in (int, float):
-      raise ValueError(f'{path} is no certificate: it lacks a number {name}')
+    if not field_types.fits(claim.get(name), float):
+      raise ValueError(
+        f'{path} is no certificate: it lacks a finite number {name}'
+      )
   said, file = claim.get('stream'), claim.get('file')
   if not isinstance(said, dict) or not isinstance(file, dict):
     raise ValueError(f'{path} is no certificate: it names no stream or no file')
   most = said.get('max_bytes')
   if most is not None and (type(most) is not int or most < 1):
     raise ValueError(
-      f'{path} is no certificate: max_bytes={most!r} must be null or at least 1'
+      f'{path} is no certificate: max_bytes={repr(most)[:40]} must be null or'
+      ' at least 1'
     )
   return claim
 
@@ -151,11 +159,9 @@ def claimed_stream(
 ) -> streams.Stream:
   """The stream of a certificate, or another; ValueError if it has changed."""
   said = claim['stream']
-  corpus = said.get('corpus')
-  check_corpus(corpus)
   stream = streams.open_stream(
-    name or str(said.get('name')),
-    None if corpus is None else base.from_json(corpus, 'stream.corpus'),
+    name or _name(said),
+    _corpus(said.get('corpus')),
     max_bytes=said.get('max_bytes'),
   )
   if stream.sha256 != said.get('sha256'):
@@ -166,6 +172,33 @@ def claimed_stream(
       ' SHA-256 does not match; give the original with --stream'
     )
   return stream
+
+
+def _name(said: dict[str, Any]) -> str:
+  name = said.get('name')
+  if not isinstance(name, str) or '\0' in name or len(name) > _LONGEST_NAME:
+    raise ValueError(
+      f'the certificate names the stream {str(name)[:40]!r}, which is no split'
+      ' and no path; give it with --stream'
+    )
+  return name
+
+
+def _corpus(tree: Any) -> Any:
+  """The corpus that a certificate describes; ValueError for anything else."""
+  if tree is None:
+    return None
+  check_corpus(tree)
+  corpus = base.from_json(tree, 'stream.corpus')
+  if not isinstance(corpus, text.Text):
+    raise ValueError(
+      f'the certificate names {type(corpus).__name__} where a corpus belongs'
+    )
+  if not pathlib.Path(corpus.directory).expanduser().is_dir():
+    # It may not say where folders are made.
+    default = text.Text().directory
+    corpus = dataclasses.replace(corpus, directory=default)
+  return corpus
 
 
 def check(
@@ -202,7 +235,9 @@ def check_corpus(tree: Any) -> None:
   if isinstance(tree, dict):
     name = tree.get('class', 'data.')
     if not isinstance(name, str) or not name.startswith('data.'):
-      raise ValueError(f'the certificate names {name!r} where a corpus belongs')
+      raise ValueError(
+        f'the certificate names {str(name)[:80]!r} where a corpus belongs'
+      )
     for value in tree.values():
       check_corpus(value)
   elif isinstance(tree, list):

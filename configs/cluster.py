@@ -1,14 +1,36 @@
 """Joining the other processes of a job, before any device is used."""
 
+import importlib.util
 import os
+import sys
+import time
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from absl import flags
 
-# How many processes a scheduler started, where jax.distributed finds the rest.
-_COUNTS = ('SLURM_NTASKS', 'OMPI_COMM_WORLD_SIZE')
+# How long a process may be silent before the others give the job up, and how
+# long one that has finished waits for the others. JAX's default is 300 s.
+_SECONDS = 100
+_GRACE = 5
+
+# Exit code of what ends through no fault of its own, from sysexits.h.
+TRY_AGAIN = 75
+
+# What errors say of a process that is gone: Gloo, NCCL, JAX's own service.
+_LOST = (
+  'Gloo',
+  'NCCL',
+  'onnection closed by peer',
+  'onnection refused',
+  'onnection reset',
+  'coordination service',
+  'heartbeat',
+  'Barrier',
+)
+
+_joined = False
 
 
 class Flags(NamedTuple):
@@ -19,36 +41,52 @@ class Flags(NamedTuple):
   process_id: flags.FlagHolder[int | None]
 
 
-def define_flags() -> Flags:
-  """To be called by a script before flags are parsed."""
+def define_flags(**own: flags.FlagValues) -> Flags:
+  """To be called by a script before flags are parsed.
+
+  own: `flag_values` where they are not those of the process.
+  """
   return Flags(
     flags.DEFINE_string(
-      'coordinator', None, 'HOST:PORT of process 0, unless a scheduler tells.'
+      'coordinator', None,
+      'HOST:PORT of process 0, unless a scheduler tells; auto asks one that is'
+      ' not recognised by itself, as of a TPU VM.',
+      **own,
     ),
-    flags.DEFINE_integer('processes', None, 'Processes of the job.'),
-    flags.DEFINE_integer('process_id', None, 'This one, from 0.'),
-  )
+    flags.DEFINE_integer(
+      'processes', None,
+      'Processes of the job; 1 is alone, whatever a scheduler says.',
+      **own,
+    ),
+    flags.DEFINE_integer('process_id', None, 'This one, from 0.', **own),
+  )  # fmt: skip
 
 
 def join(job: Flags) -> None:
   """Connects the processes of a job that has several; else does nothing.
 
-  The job is described by the flags, or else by Slurm, Open MPI or a TPU pod.
-  ValueError if the flags do not describe one; OSError if the others do not
-  come.
+  The job is described by the flags, or else by what jax.distributed knows:
+  Slurm, Open MPI, TPU pods, and indexed jobs of Kubernetes where the package
+  `kubernetes` is installed. ValueError if the flags do not describe one;
+  OSError if the others do not come.
   """
   given = {name: flag.value for name, flag in job._asdict().items()}
   missing = [name for name, value in given.items() if value is None]
-  if len(missing) == len(given):
-    if _is_scheduled(os.environ):
-      jax.distributed.initialize()
+  coordinator, count, number = given.values()
+  if jax.distributed.is_initialized():
+    return
+  if len(missing) == 3 and not _is_scheduled(os.environ):
+    return
+  if len(missing) == 2 and count == 1:
+    return
+  if len(missing) == 3 or (len(missing) == 2 and coordinator == 'auto'):
+    _connect()
     return
   if missing:
     raise ValueError(
       f'--{missing[0]} is missing: give --coordinator=HOST:PORT, --processes'
       ' and --process_id together, or none of them where a scheduler tells.'
     )
-  coordinator, count, number = given.values()
   host, _, port = coordinator.rpartition(':')
   if not host or not port.isdecimal():
     raise ValueError(
@@ -58,18 +96,79 @@ def join(job: Flags) -> None:
     raise ValueError(
       f'--process_id={number} must be from 0 to --processes={count} less 1.'
     )
+  _connect(coordinator, count, number)
+
+
+def lost(error: Exception) -> str | None:
+  """What to tell the user if an error is that of a process that is gone."""
+  text = ' '.join(str(error).split())
+  if not _joined or not any(sign in text for sign in _LOST):
+    return None
+  return (
+    f'another process of the job was lost ({text[:200]}); start all of them'
+    ' again, as many as there are machines: what was saved is taken up'
+  )
+
+
+def leave(text: str, code: int) -> None:
+  """Ends a process of a job at once with these words; alone it does nothing.
+
+  An orderly end would wait for the others, and they may be waiting for this
+  one: that its connections are closed is how they hear of it.
+  """
+  if not _joined:
+    return
+  print(text, file=sys.stderr)
+  if jax.process_index() == 0:
+    # With it goes what the others are connected to, so they come first.
+    time.sleep(_GRACE)
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(code)
+
+
+def _connect(*job: Any) -> None:
+  global _joined
   try:
-    jax.distributed.initialize(coordinator, count, number)
-  except RuntimeError as error:
+    jax.distributed.initialize(
+      *job,
+      heartbeat_timeout_seconds=_SECONDS,
+      shutdown_timeout_seconds=_SECONDS,
+    )
+    _joined = True
+  except (RuntimeError, ValueError) as error:
+    reason = str(error).splitlines()[0]
+    if not job:
+      raise OSError(
+        f'the scheduler does not describe a job to JAX ({reason}); start the'
+        ' processes with it (srun, mpirun), give --coordinator=HOST:PORT,'
+        ' --processes and --process_id, or --processes=1 to run alone.'
+      ) from error
+    coordinator, count, _ = job
     raise OSError(
       f'--coordinator={coordinator} was not reached by all of {count}'
-      f' processes ({str(error).splitlines()[0]}); start them all with the'
-      ' same --coordinator, a free port of the machine of process 0.'
+      f' processes ({reason}); start them all with the same --coordinator, a'
+      ' free port of the machine of process 0.'
     ) from error
 
 
 def _is_scheduled(environment: Mapping[str, str]) -> bool:
-  """Was this process started by a scheduler together with others?"""
-  counts = [environment.get(name, '1') for name in _COUNTS]
+  """Was this process started together with others, as JAX can find out?
+
+  A shell inside an allocation of Slurm, where srun has started nothing, is
+  alone; so is a pod without the package that asks for the others.
+  """
+
+  def several(name: str) -> bool:
+    count = environment.get(name, '')
+    return count.isdecimal() and int(count) > 1
+
+  if 'SLURM_STEP_NODELIST' in environment and several('SLURM_NTASKS'):
+    return True
+  if 'OMPI_MCA_orte_hnp_uri' in environment and several('OMPI_COMM_WORLD_SIZE'):
+    return True
   hosts = environment.get('TPU_WORKER_HOSTNAMES', '').split(',')
-  return len(hosts) > 1 or any(c.isdecimal() and int(c) > 1 for c in counts)
+  if len(hosts) > 1:
+    return True
+  is_pod = {'KUBERNETES_SERVICE_HOST', 'JOB_COMPLETION_INDEX'} <= {*environment}
+  return is_pod and importlib.util.find_spec('kubernetes') is not None

@@ -6,6 +6,7 @@ import logging
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from absl import app
 from absl import flags
 
 from configs import base
+from configs import cluster
 
 _SCRIPTS = (
   '__main__', 'train', 'eval', 'sample', 'convert', 'patches', 'structure',
@@ -43,18 +45,24 @@ def explained(name: str) -> Iterator[None]:
 
   That is an error of the file system, or a ValueError or FloatingPointError
   that this repository raises itself. All others, also a ValueError out of a
-  library, are bugs and keep their traceback.
+  library, are bugs and keep their traceback. In a job of several processes it
+  ends at once, and with exit code 75 if another one is gone.
   """
   try:
     yield
   except BrokenPipeError:
     raise
-  except OSError as error:
-    _leave(name, _described(error), error)
-  except (ValueError, FloatingPointError) as error:
-    if not _is_raised_here(error):
+  except Exception as error:
+    lost = cluster.lost(error)
+    if lost is not None:
+      cluster.leave(f'{name}: {lost}', cluster.TRY_AGAIN)
+    text = _sentence(error)
+    if text is None:
+      cluster.leave(''.join(traceback.format_exception(error)), 1)
       raise
-    _leave(name, str(error), error)
+    text = f'{name}: {" ".join(text.split())}'
+    cluster.leave(text, 1)
+    raise SystemExit(text) from error
 
 
 def quiet() -> None:
@@ -82,6 +90,15 @@ def _is_raised_here(error: Exception) -> bool:
   return line.lstrip().startswith('raise ')
 
 
+def _sentence(error: Exception) -> str | None:
+  """What to tell the user of an error that is no bug."""
+  if isinstance(error, OSError):
+    return _described(error)
+  if isinstance(error, ValueError | FloatingPointError):
+    return str(error) if _is_raised_here(error) else None
+  return None
+
+
 def _described(error: OSError) -> str:
   """Our own words, or those of the system with its file and a way out."""
   if not error.strerror:
@@ -91,7 +108,3 @@ def _described(error: OSError) -> str:
     f'{where}{error.strerror}; put that right (the path, its permissions, disk'
     ' space) or name another path.'
   )
-
-
-def _leave(name: str, text: str, error: Exception) -> None:
-  raise SystemExit(f'{name}: {" ".join(text.split())}') from error

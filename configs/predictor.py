@@ -6,6 +6,7 @@ fields only, and what it describes is compared with the arrays that are there
 before any memory is taken for it.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from configs import base
 _MOST = 1 << 24
 _MOST_LAYERS = 1 << 10
 _MOST_ITEMS = 64
+_DEEPEST = 60
 
 
 class Predictor(NamedTuple):
@@ -57,11 +59,19 @@ def decode(data: bytes) -> Predictor:
   header = headers.from_bytes(file.notes)
   _check_tree(header.model, 'model', 'models.')
   model = base.from_json(header.model, 'model')
+  if not isinstance(model, nn.Module):
+    raise ValueError(f'file describes a {type(model).__name__}, not a network')
   structure = structures.PLAIN
   if header.structure is not None:
     _check_tree(header.structure, 'structure', 'bounds.structure.')
     structure = base.from_json(header.structure, 'structure')
   of_model = shapes_of(model)
+  total = sum(map(math.prod, of_model.values()))
+  if total > codec.MAX_VALUES:
+    raise ValueError(
+      f'file describes a network of {total} weights; at most'
+      f' {codec.MAX_VALUES} are allowed'
+    )
   shapes = structure.shapes(of_model)
   if len(shapes) != len(file.tensors):
     raise ValueError(
@@ -88,9 +98,10 @@ def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
   ids_BT = jax.ShapeDtypeStruct((1, 8), np.int32)
   try:
     found = jax.eval_shape(model.init, jax.random.key(0), ids_BT)['params']
-  except (TypeError, OverflowError, ZeroDivisionError) as error:
+  except Exception as error:  # Modules of any kind may meet any field.
+    reason = ' '.join(str(error).split())[:200]
     raise ValueError(
-      f'damaged file: its network cannot be built ({error})'
+      f'damaged file: its network cannot be built ({reason})'
     ) from error
   return {name: leaf.shape for name, leaf in flat(found).items()}
 
@@ -133,14 +144,16 @@ def ideal_bits(coded: dict[str, quantise.Coded]) -> float:
   )
 
 
-def _check_tree(tree: Any, path: str, allowed: str) -> None:
+def _check_tree(tree: Any, path: str, allowed: str, depth: int = 0) -> None:
   """Raises ValueError unless all classes are allowed and all sizes sane."""
+  if depth > _DEEPEST:
+    raise ValueError(f'file nests more than {_DEEPEST} levels in {path[:80]}')
   if isinstance(tree, dict):
     name = tree.get('class')
     if not isinstance(name, str) or not name.startswith(allowed):
       raise ValueError(
-        f'file describes {path} as {name!r}; only classes of {allowed[:-1]} may'
-        ' be named there'
+        f'file describes {path} as {str(name)[:80]!r}; only classes of'
+        f' {allowed[:-1]} may be named there'
       )
     fields = tree.get('fields')
     for field, value in (fields if isinstance(fields, dict) else {}).items():
@@ -148,11 +161,11 @@ def _check_tree(tree: Any, path: str, allowed: str) -> None:
         raise ValueError(
           f'file has {value} layers; at most {_MOST_LAYERS} are allowed'
         )
-      _check_tree(value, f'{path}.{field}', allowed)
+      _check_tree(value, f'{path}.{field}', allowed, depth + 1)
   elif isinstance(tree, Sequence) and not isinstance(tree, str):
     if len(tree) > _MOST_ITEMS:
       raise ValueError(f'file has {len(tree)} items in {path}, more than 64')
     for index, value in enumerate(tree):
-      _check_tree(value, f'{path}.{index}', allowed)
+      _check_tree(value, f'{path}.{index}', allowed, depth + 1)
   elif isinstance(tree, int) and abs(tree) > _MOST:
     raise ValueError(f'file has {path}={tree}; at most {_MOST} is allowed')

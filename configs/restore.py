@@ -4,11 +4,13 @@ import dataclasses
 import os
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 
 from configs import base
 from models import projections
 from models import unlimited
+from samplers import chain
 from training import checkpoint
 
 
@@ -42,11 +44,28 @@ def restore(
   limit: as models.unlimited.parse has it, for a model as it is.
   """
   loaded = checkpoint.load_params(directory, step=step)
-  config = base.from_json(loaded.config)
+  config = checked(loaded.config, directory)
   if limit is not None:
     model = unlimited.read_with(config.model, unlimited.parse(limit))
     config = dataclasses.replace(config, model=model)
   return Run(config, jax.device_put(loaded.params), loaded.step)
+
+
+def checked(tree: Any, directory: str | os.PathLike[str]) -> base.Config:
+  """The config of a checkpoint; ValueError names the run it is of."""
+  try:
+    config = base.from_json(tree)
+  except ValueError as error:
+    raise ValueError(f'{directory}: {error}') from error
+  parts = {'model': nn.Module, 'data': object, 'sampler': chain.Chain}
+  for name, kind in parts.items():
+    part = getattr(config, name, None)
+    if not isinstance(part, kind) or not dataclasses.is_dataclass(part):
+      raise ValueError(
+        f'{directory}: config.{name} is a {type(part).__name__}, which is no'
+        f' {name}; take another checkpoint'
+      )
+  return config
 
 
 def for_decoding(

@@ -7,10 +7,12 @@ true text before it; per byte it is divided by the bytes of the stream.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import secrets
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +21,7 @@ import numpy as np
 from bounds import bound as bounds_lib
 from bounds import certificate
 from bounds import header as headers
+from bounds import quantise
 from bounds import token_file
 from bounds import token_risk
 from configs import base
@@ -33,6 +36,7 @@ from data import tokenizer_json
 from evals import token_scores
 from models import forward
 from training import manifest
+from training import processes
 
 # Rows scored at a time: part of what is computed, so always the same.
 _BATCH_ROWS = 2
@@ -88,11 +92,9 @@ def make(
     'bytes', 0, 0, settings.window, settings.stride,
     base.to_json(run.config.model),
   )  # fmt: skip
-  coded = compress.quantised_to(predictor.flat(run.params), settings.bits)
-
-  def pack(header: headers.Header) -> bytes:
-    return token_file.pack(predictor.encode(coded, header), spelling.digest)
-
+  pack = functools.partial(
+    _packed, functools.cache(lambda: _rounded(run, settings.bits)), spelling
+  )
   data = pack(header)
   decoded = _decode(data, spelling)
   seen = _evidence(decoded, ids, stream, spelling, draw)
@@ -119,12 +121,34 @@ def make(
     'seconds': round(time.monotonic() - began, 1),
     'method': base.to_json(compress.PostTraining(settings.bits)),
   }
+  processes.first('write the certificate', lambda: _write(claim, data, out))
   text = token_claim.summary(claim)
-  (out / 'model.pw').write_bytes(data)
-  written = json.dumps(claim, indent=2) + '\n'
-  manifest.write_file(out / 'certificate.json', written)
-  manifest.write_file(out / 'report.md', token_claim.page(claim))
   return f'{text}\n{out}: model.pw certificate.json report.md'
+
+
+def _rounded(run: restore.Run, bits: float) -> dict[str, quantise.Coded]:
+  return compress.quantised_to(predictor.flat(run.params), bits)
+
+
+def _packed(
+  rounded: Callable[[], dict[str, quantise.Coded]],
+  spelling: codec.Codec,
+  header: headers.Header,
+) -> bytes:
+  """The file of rounded weights, as process 0 of a job makes it."""
+  return processes.told_by_first(
+    'round and code',
+    lambda: token_file.pack(
+      predictor.encode(rounded(), header), spelling.digest
+    ),
+  )
+
+
+def _write(claim: dict[str, Any], data: bytes, out: pathlib.Path) -> None:
+  (out / 'model.pw').write_bytes(data)
+  text = json.dumps(claim, indent=2) + '\n'
+  manifest.write_file(out / 'certificate.json', text)
+  manifest.write_file(out / 'report.md', token_claim.page(claim))
 
 
 def certified(
@@ -153,7 +177,10 @@ def _ids(spelling: codec.Codec, stream: streams.Stream) -> list[np.ndarray]:
 
 
 def _draw(count: int | None, tokens: int) -> dict[str, int] | None:
-  """A fresh draw of tokens; ValueError for more than there are."""
+  """A fresh draw of tokens; ValueError for more than there are.
+
+  The processes of a job get that of process 0.
+  """
   if count is None:
     return None
   if count > tokens:
@@ -161,7 +188,10 @@ def _draw(count: int | None, tokens: int) -> dict[str, int] | None:
       f'--draws={count} exceeds the {tokens} tokens of the stream; leave it out'
       ' to read them all'
     )
-  return {'count': count, 'seed': secrets.randbits(62)}
+  seed = processes.told_by_first(
+    'draw tokens', lambda: secrets.randbits(62).to_bytes(8)
+  )
+  return {'count': count, 'seed': int.from_bytes(seed)}
 
 
 def _places(draw: dict[str, int] | None, tokens: int) -> np.ndarray | None:

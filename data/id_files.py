@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from data import arrays
 from data import codec
 from data import folders
 from data import text as text_lib
@@ -24,7 +25,7 @@ def stream(spelling: Any, corpus: text_lib.Corpus) -> codec.Stream:
   """
   folder = corpus.path / f'ids-{spelling.digest[:16]}'
   folders.make_once(folder, functools.partial(_write, spelling, corpus))
-  offsets = np.load(folder / 'offsets.npy', mmap_mode='r')
+  offsets = arrays.offsets(folder / 'offsets.npy')
   stored = text_lib.mapped(folder / 'ids.bin', _stored_type(spelling))
   if len(offsets) != len(corpus) + 1 or len(stored) != offsets[-1]:
     raise ValueError(

@@ -4,15 +4,19 @@
 when they do, and is cheap enough to compute each time a corpus is opened.
 """
 
+import contextlib
 import dataclasses
 import glob
 import hashlib
-import json
+import itertools
 import os
 import pathlib
+import re
 import sysconfig
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
+
+from data import json_text
 
 _INSTALLED = ('site-packages', 'dist-packages', '__pycache__')
 _TESTS = ('test', 'tests', 'idle_test')
@@ -51,7 +55,7 @@ class StandardLibrary:
     root = pathlib.Path(sysconfig.get_path('stdlib'))
     for path in _library_files(root):
       name = path.relative_to(root).as_posix()
-      yield Document(name, _family(name), path.read_bytes())
+      yield Document(name, _family(name), _read(path))
 
   def fingerprint(self) -> str:
     """A hash of the text itself, the same on every machine."""
@@ -76,7 +80,7 @@ class TextFiles:
     root = _root(self.pattern)
     for path in _matching(self):
       name = os.path.relpath(path, root)
-      yield Document(name, name, path.read_bytes())
+      yield Document(name, name, _read(path))
 
   def fingerprint(self) -> str:
     """A hash of the files' names, sizes and times of change."""
@@ -96,7 +100,7 @@ class JsonLines:
   def documents(self) -> Iterator[Document]:
     """One document per line that is not blank; ValueError names a bad one."""
     for path in _matching(self):
-      with path.open('rb') as lines:
+      with _naming(path), path.open('rb') as lines:
         for number, line in enumerate(lines, 1):
           if line.strip():
             place = f'{path}:{number}'
@@ -132,24 +136,16 @@ class ParquetColumn:
 
   def _values(self, path: pathlib.Path) -> Iterator[Any]:
     # Imported here, because other sources do not need it.
-    import pyarrow
-    import pyarrow.parquet
+    from data import parquet_files
 
-    try:
-      file = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
+    names = parquet_files.names(path)
+    if self.column not in names:
       raise ValueError(
-        f'{path} is no Parquet file ({error}); remove it or narrow'
-        f' data.source.pattern={self.pattern!r}.'
-      ) from error
-    with file:
-      if self.column not in file.schema_arrow.names:
-        raise ValueError(
-          f'{path} has no column {self.column!r}; it has'
-          f' {file.schema_arrow.names}, set data.source.column to one of them.'
-        )
-      for batch in file.iter_batches(batch_size=1024, columns=[self.column]):
-        yield from batch.column(0).to_pylist()
+        f'{path} has no column {self.column!r}; it has {str(names)[:200]}, set'
+        ' data.source.column to one of them.'
+      )
+    for (values,) in parquet_files.pieces(path, [self.column], 1024):
+      yield from values.to_pylist()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,11 +174,9 @@ class TfdsText:
         ' them.'
       )
     for split in sorted(builder.info.splits):
-      examples = builder.as_data_source(split=split)
       kept = split if split in ('validation', 'test') else ''
-      for index in range(len(examples)):
+      for index, value in enumerate(self._values(builder, split)):
         place = f'{split}/{index}'
-        value = examples[index][self.feature]
         text = _as_bytes(value, place, f'feature {self.feature!r}')
         yield Document(place, _content(text), text, kept)
 
@@ -191,9 +185,36 @@ class TfdsText:
     folder = pathlib.Path(self._builder().data_dir)
     return _stat_fingerprint(sorted(p for p in folder.iterdir() if p.is_file()))
 
+  def _values(self, builder: Any, split: str) -> Iterator[Any]:
+    """The texts of a split; ValueError names a shard that is damaged."""
+    # Imported here, because other sources do not need it.
+    from data import record_files
+
+    folder = pathlib.Path(builder.data_dir)
+    with _explained(folder):
+      examples = builder.as_data_source(split=split)
+      info = builder.info.splits[split]
+      if len(info.filepaths) != len(info.shard_lengths):
+        raise RuntimeError(f'{split} has as many lengths as files')
+    for path in map(pathlib.Path, info.filepaths):
+      with _explained(path):
+        record_files.check(path)
+    shards = zip(info.filepaths, info.shard_lengths, strict=True)
+    of_each = itertools.starmap(itertools.repeat, shards)
+    for index, shard in enumerate(itertools.chain.from_iterable(of_each)):
+      try:
+        value = examples[index][self.feature]
+      except Exception as error:  # array_record has no class for it.
+        raise _damage(shard, error) from error
+      if value is None:  # What array_record has of a file that was cut.
+        raise _damage(shard, f'nothing stands where example {index} should')
+      yield value
+
   def _builder(self) -> Any:
     # Imported here, because other sources do not need it.
     import tensorflow_datasets as tfds
+
+    from data import feature_files
 
     data_dir = os.path.expanduser(self.data_dir) or None
     place = data_dir or tfds.core.constants.DATA_DIR
@@ -202,20 +223,31 @@ class TfdsText:
       f' build {self.name} --file_format=array_record` where both are, copy'
       ' the folder and set data.source.data_dir to its parent.'
     )
-    try:
-      builder = tfds.core.read_only_builder.builder_from_files(
-        self.name, data_dir=data_dir
-      )
-    except tfds.core.registered.DatasetNotFoundError as error:
+    dataset = re.split('[/:]', self.name)[0]
+    if dataset in ('', '.', '..'):
+      raise ValueError(f'data.source.name={self.name!r} names no dataset.')
+    feature_files.check(pathlib.Path(place) / dataset)
+    with _explained(pathlib.Path(place) / dataset):
+      try:
+        builder = tfds.core.read_only_builder.builder_from_files(
+          self.name, data_dir=data_dir
+        )
+      except tfds.core.registered.DatasetNotFoundError:
+        builder = None
+      stored = builder and builder.info.file_format.value
+    if builder is None:
       raise ValueError(
         f'TFDS dataset {self.name!r} is not prepared in {place}; {way_out}'
-      ) from error
-    stored = builder.info.file_format.value
+      )
     if stored != 'array_record':
       raise ValueError(
         f'TFDS dataset {self.name!r} in {place} is stored as {stored}, which'
         f' has no random access without TensorFlow; {way_out}'
       )
+    with _explained(pathlib.Path(builder.data_dir)):
+      files = [s.filepaths for s in builder.info.splits.values()]
+    for paths in files:
+      feature_files.check_inside(builder.data_dir, paths)
     return builder
 
 
@@ -276,17 +308,44 @@ def _stat_fingerprint(paths: list[pathlib.Path]) -> str:
   return digest.hexdigest()
 
 
+def _read(path: pathlib.Path) -> bytes:
+  with _naming(path):
+    return path.read_bytes()
+
+
+@contextlib.contextmanager
+def _naming(path: pathlib.Path) -> Iterator[None]:
+  """Lets an error of reading name its file, as one of opening does."""
+  try:
+    yield
+  except OSError as error:
+    error.filename = error.filename or str(path)
+    raise
+
+
+@contextlib.contextmanager
+def _explained(path: pathlib.Path) -> Iterator[None]:
+  """Says in one sentence what TFDS says of files that it cannot read."""
+  try:
+    yield
+  except Exception as error:  # It has no class for it.
+    raise _damage(path, error) from error
+
+
+def _damage(path: pathlib.Path, error: Exception | str) -> ValueError:
+  reason = ' '.join(str(error).split())[:200]
+  return ValueError(
+    f'{path} is damaged ({reason}); put a whole copy of it in its place.'
+  )
+
+
 def _content(text: bytes) -> str:
   return hashlib.sha256(text).hexdigest()
 
 
 def _json_text(line: bytes, field: str, place: str) -> bytes:
   way_out = 'repair or remove the line'
-  try:
-    record = json.loads(line)
-  except ValueError as error:
-    reason = str(error).splitlines()[0]
-    raise ValueError(f'{place} is no JSON ({reason}); {way_out}.') from error
+  record = json_text.parse(line, place, way_out)
   if not isinstance(record, dict):
     raise ValueError(
       f'{place} holds a JSON {type(record).__name__}, not an object with the'
@@ -294,7 +353,7 @@ def _json_text(line: bytes, field: str, place: str) -> bytes:
     )
   if field not in record:
     raise ValueError(
-      f'{place} has no field {field!r}; it has {sorted(record)}, set'
+      f'{place} has no field {field!r}; it has {str(sorted(record))[:200]}, set'
       ' data.source.field to one of them or repair the line.'
     )
   return _as_bytes(record[field], place, f'field {field!r}')

@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
+from data import arrays
 from data import codec as codec_lib
 from data import folders
+from data import json_text
 from data import sources
 
 SPLITS = ('train', 'validation', 'test')
@@ -44,7 +46,7 @@ class Corpus:
   @functools.cached_property
   def offsets(self) -> np.ndarray:
     """Document i is bytes[offsets[i] : offsets[i + 1]] (int64, N + 1)."""
-    return np.load(self.path / 'offsets.npy', mmap_mode='r')
+    return arrays.offsets(self.path / 'offsets.npy')
 
   @functools.cached_property
   def stream(self) -> codec_lib.Stream:
@@ -60,7 +62,8 @@ class Corpus:
   @functools.cached_property
   def names(self) -> list[str]:
     """Names of the documents: paths, file:line or split/index."""
-    return json.loads((self.path / 'names.json').read_text('utf-8'))
+    way_out = f'remove {self.path.parent} to have it prepared again'
+    return json_text.load(self.path / 'names.json', list, way_out)
 
   @functools.cached_property
   def metadata(self) -> dict[str, Any]:
@@ -68,8 +71,10 @@ class Corpus:
 
     The entry 'split' is this one's name.
     """
-    text = (self.path.parent / 'metadata.json').read_text('utf-8')
-    return json.loads(text) | {'split': self.path.name}
+    folder = self.path.parent
+    way_out = f'remove {folder} to have it prepared again'
+    stored = json_text.load(folder / 'metadata.json', dict, way_out)
+    return stored | {'split': self.path.name}
 
   def __len__(self) -> int:
     return len(self.offsets) - 1

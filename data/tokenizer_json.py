@@ -6,23 +6,27 @@ model's own single-byte tokens here, so that the ids of any text decode to it.
 """
 
 import base64
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
 import pathlib
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from data import codec
 from data import id_files
+from data import json_text
 from data import text as text_lib
+from data import token_bytes
 
 NAME = 'tokenizer.json'
-_DECODERS = ('ByteFallback', 'ByteLevel', 'Fuse', 'Metaspace', 'Replace')
+# Bytes of a file and ids of a model; real ones have a tenth of it.
+_LARGEST, _MOST_IDS = 2**27, 2**22
 # What bytes that are no UTF-8 are shown to the library as.
 _UNREADABLE = {0xDC00 + byte: '\ufffd' for byte in range(128, 256)}
 
@@ -44,6 +48,11 @@ class TokenizerJson:
 
   def __post_init__(self) -> None:
     marks = self.bos, *self.stops
+    if self.vocabulary_size > _MOST_IDS:
+      raise ValueError(
+        f'data.codec.vocabulary_size={self.vocabulary_size} must be at most'
+        f' {_MOST_IDS}, more than any released model has.'
+      )
     known = range(self.vocabulary_size)
     if not self.stops or not all(mark in known for mark in marks):
       raise ValueError(
@@ -66,13 +75,17 @@ class TokenizerJson:
   @functools.cached_property
   def file(self) -> bytes:
     """The tokenizer.json, byte for byte."""
+    inflate = zlib.decompressobj()
     try:
-      return zlib.decompress(base64.b85decode(self.packed))
-    except (ValueError, zlib.error) as error:
-      raise ValueError(
-        f'data.codec.packed holds no {NAME}; import the model again with'
-        ' convert.py.'
-      ) from error
+      file = inflate.decompress(base64.b85decode(self.packed), _LARGEST)
+      if inflate.eof and not inflate.unused_data:
+        return file
+    except (ValueError, zlib.error):
+      pass
+    raise ValueError(
+      f'data.codec.packed holds no {NAME} of at most {_LARGEST} bytes; import'
+      ' the model again with convert.py.'
+    )
 
   @property
   def digest(self) -> str:
@@ -85,7 +98,9 @@ class TokenizerJson:
 
   @functools.cached_property
   def lead(self) -> bytes:
-    made = self._raw(self._bare.encode('a').ids)
+    with _library_errors():
+      ids = self._bare.encode('a').ids
+    made = self._raw(ids)
     if not made.endswith(b'a'):
       raise ValueError(
         f"{NAME}: the tokens of 'a' are those of {made!r}; choose a checkpoint"
@@ -96,11 +111,16 @@ class TokenizerJson:
   @functools.cached_property
   def marks(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Ids that the post-processor adds before and after a text."""
-    whole = self._whole.encode('a').ids
-    ids = self._bare.encode('a').ids
-    starts = range(len(whole) - len(ids) + 1)
-    start = next(i for i in starts if whole[i : i + len(ids)] == ids)
-    return tuple(whole[:start]), tuple(whole[start + len(ids) :])
+    with _library_errors():
+      whole = self._whole.encode('a').ids
+      ids = self._bare.encode('a').ids
+    for start in range(len(whole) - len(ids) + 1):
+      if whole[start : start + len(ids)] == ids:
+        return tuple(whole[:start]), tuple(whole[start + len(ids) :])
+    raise ValueError(
+      f'{NAME}: its post_processor changes the ids of a text beside adding'
+      ' some; choose a checkpoint that only marks its ends.'
+    )
 
   def encode(self, text: bytes | np.ndarray) -> np.ndarray:
     """Ids (int32) of bytes or of a uint8 array, without the marks."""
@@ -190,25 +210,27 @@ class TokenizerJson:
     return [self._bytes[byte] for byte in text]
 
   @functools.cached_property
+  def _tree(self) -> Any:
+    return json_text.parse(self.file, NAME, 'write it anew')
+
+  @functools.cached_property
   def _whole(self) -> Any:
     """The library's tokenizer, which adds marks."""
     library = id_files.library()
-    try:
+    token_bytes.check_ids(self._tree, _MOST_IDS, NAME)
+    with _library_errors():
       tokenizer = library.Tokenizer.from_str(self.file.decode())
-    except Exception as error:  # The library has no class of its own for it.
-      raise ValueError(
-        f'{NAME} is none that the package tokenizers reads: {error}; write it'
-        ' anew with a tokenizer of transformers and save_pretrained.'
-      ) from error
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+      tokenizer.no_truncation()
+      tokenizer.no_padding()
     return tokenizer
 
   @functools.cached_property
   def _bare(self) -> Any:
     """The same without marks; also, its places are not changed afterwards."""
-    tokenizer = id_files.library().Tokenizer.from_str(self._whole.to_str())
-    tokenizer.post_processor = None
+    with _library_errors():
+      text = self._whole.to_str()
+      tokenizer = id_files.library().Tokenizer.from_str(text)
+      tokenizer.post_processor = None
     return tokenizer
 
   @functools.cached_property
@@ -221,7 +243,7 @@ class TokenizerJson:
   def _tokens(self) -> tuple[bytes, ...]:
     """The bytes that every id stands for in a text, those of marks as well."""
     vocabulary = self._whole.get_vocab(with_added_tokens=False)
-    read = _reader(json.loads(self.file))
+    read = token_bytes.reader(self._tree, NAME)
     added = self._whole.get_added_tokens_decoder()
     known = {i: read(token) for token, i in vocabulary.items()}
     known |= {i: token.content.encode() for i, token in added.items()}
@@ -236,7 +258,7 @@ class TokenizerJson:
   def _bytes(self) -> dict[int, int]:
     """The token of a byte alone, rather a character than its fallback."""
     names = self._whole.get_vocab(with_added_tokens=False)
-    fallback = {i for name, i in names.items() if _is_fallback(name)}
+    fallback = {i for name, i in names.items() if token_bytes.is_fallback(name)}
     found: dict[int, int] = {}
     for i in sorted(names.values(), key=lambda i: (i not in fallback, -i)):
       if len(self._tokens[i]) == 1 and i not in self._special:
@@ -256,11 +278,29 @@ def read(
   Marks that the file's post-processor adds go before them. Raises ValueError
   for a file by which text cannot be read and written.
   """
-  packed = pack(path.read_bytes())
+  size = path.stat().st_size
+  if size > _LARGEST:
+    raise ValueError(
+      f'{path} has {size} bytes; a tokenizer has at most {_LARGEST}.'
+    )
+  try:
+    return _read(path.read_bytes(), path, vocabulary_size, bos, stops)
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from error
+
+
+def _read(
+  file: bytes,
+  path: pathlib.Path,
+  vocabulary_size: int,
+  bos: int | None,
+  stops: Sequence[int],
+) -> TokenizerJson:
+  packed = pack(file)
   before, after = TokenizerJson(vocabulary_size, 0, (0,), packed).marks
   if len(before) > 1 or len(after) > 1:
     raise ValueError(
-      f'{path}: its post_processor adds {len(before)} ids before and'
+      f'its post_processor adds {len(before)} ids before and'
       f' {len(after)} after a text; choose a checkpoint that marks each end by'
       ' at most one.'
     )
@@ -268,7 +308,7 @@ def read(
   begins = [*before, *([] if bos is None else [bos]), *stops]
   if not begins:
     raise ValueError(
-      f'{path} adds no id before or after a text, and config.json names neither'
+      'it adds no id before or after a text, and config.json names neither'
       ' bos_token_id nor eos_token_id; add one of them there.'
     )
   found = TokenizerJson(
@@ -281,6 +321,21 @@ def read(
 def pack(file: bytes) -> str:
   """The text that a TokenizerJson holds of a file."""
   return base64.b85encode(zlib.compress(file, 9)).decode()
+
+
+@contextlib.contextmanager
+def _library_errors() -> Iterator[None]:
+  """Says in one sentence what the package tokenizers says, or panics of."""
+  try:
+    yield
+  except (KeyboardInterrupt, SystemExit):
+    raise
+  except BaseException as error:  # A panic of Rust is no Exception.
+    reason = ' '.join(str(error).split())[:200]
+    raise ValueError(
+      f'{NAME} is none that the package tokenizers reads: {reason}; write it'
+      ' anew with a tokenizer of transformers and save_pretrained.'
+    ) from error
 
 
 def _readable(text: bytes) -> str:
@@ -300,62 +355,3 @@ def _groups(
     else:
       found.append((stop, [i]))
   return found
-
-
-def _reader(tree: dict[str, Any]) -> Any:
-  """From the name of a token to its bytes, as the file's decoder has it.
-
-  Raises ValueError for a decoder of another kind.
-  """
-  steps = tree.get('decoder') or {}
-  steps = steps.get('decoders', [steps] if steps else [])
-  kinds = [
-    'Replace by Regex' if 'Regex' in step.get('pattern', ()) else step['type']
-    for step in steps
-  ]
-  if 'ByteLevel' in kinds:
-    return _byte_level
-  wrong = [kind for kind in kinds if kind not in (*_DECODERS, 'Strip')]
-  if wrong or not kinds:
-    raise ValueError(
-      f'{NAME}: decoder={wrong[0] if wrong else None} does not say which bytes'
-      f' a token is; choose a checkpoint with {", ".join(_DECODERS)}.'
-    )
-  changes = {
-    step.get('replacement') or step['pattern']['String']: step.get(
-      'content', ' '
-    )
-    for step in steps
-    if step['type'] in ('Metaspace', 'Replace')
-  }
-
-  def read(token: str) -> bytes:
-    if 'ByteFallback' in kinds and _is_fallback(token):
-      return bytes([int(token[3:5], 16)])
-    for old, new in changes.items():
-      token = token.replace(old, new)
-    return token.encode()
-
-  return read
-
-
-def _is_fallback(token: str) -> bool:
-  if len(token) != 6 or token[:3] != '<0x' or token[-1] != '>':
-    return False
-  return all(digit in '0123456789abcdefABCDEF' for digit in token[3:5])
-
-
-@functools.cache
-def _alphabet() -> dict[str, int]:
-  """Which byte each character of a byte-level token is (GPT-2, 2019)."""
-  shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
-  found = {chr(byte): byte for byte in shown}
-  hidden = [byte for byte in range(256) if byte not in shown]
-  return found | {chr(256 + i): byte for i, byte in enumerate(hidden)}
-
-
-def _byte_level(token: str) -> bytes:
-  table = _alphabet()
-  if all(character in table for character in token):
-    return bytes(table[character] for character in token)
-  return token.encode()

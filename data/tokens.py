@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import pathlib
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from absl import logging
 from data import codec
 from data import folders
 from data import id_files
+from data import json_text
 from data import text as text_lib
 
 # GPT-2's: contractions, words, numbers, signs, spaces; a space goes with what
@@ -29,6 +31,8 @@ _PATTERN = (
 )
 # A pair that is seen once says nothing about other texts.
 _MIN_COUNT = 2
+_MOST_IDS = 2**22
+_LONGEST = 2**16  # bytes of a token
 # The library works on text. ASCII stands for itself and every other byte for a
 # letter (U+0180 to U+01FF), so the pattern cuts no UTF-8 character in two.
 _SPELLING = {byte: byte + 256 for byte in range(128, 256)}
@@ -54,11 +58,11 @@ class Bpe:
   lead: ClassVar[bytes] = b''
 
   def __post_init__(self) -> None:
-    if not codec.VOCABULARY < self.vocabulary_size < 2**31:
+    if not codec.VOCABULARY < self.vocabulary_size <= _MOST_IDS:
       raise ValueError(
         f'data.codec.vocabulary_size={self.vocabulary_size} must be above'
-        f' {codec.VOCABULARY}, the bytes and special ids; data.codec.Bytes()'
-        ' is the codec of these alone.'
+        f' {codec.VOCABULARY}, the bytes and special ids, and at most'
+        f' {_MOST_IDS}; data.codec.Bytes() is the codec of the former alone.'
       )
 
   @property
@@ -77,6 +81,11 @@ class Bpe:
           f' {codec.OFFSET} to {len(made) - 1}; leave it empty to train anew.'
         )
       token = made[left] + made[right]
+      if len(token) > _LONGEST:
+        raise ValueError(
+          f'data.codec.merges makes a token of {len(token)} bytes; at most'
+          f' {_LONGEST} are allowed, so leave it empty to train anew.'
+        )
       if token not in known:
         known.add(token)
         made.append(token)
@@ -116,8 +125,11 @@ class Bpe:
       return self
     folder = train.path.parent / f'tokenizer-{self.digest[:16]}'
     folders.make_once(folder, functools.partial(self._train, train))
-    stored = json.loads((folder / 'metadata.json').read_text('utf-8'))
-    return dataclasses.replace(self, merges=stored['merges'])
+    path, way_out = folder / 'metadata.json', f'remove {folder} to train anew'
+    merges = json_text.load(path, dict, way_out).get('merges')
+    if not isinstance(merges, str):
+      raise ValueError(f'{path} has no merges; {way_out}.')
+    return dataclasses.replace(self, merges=merges)
 
   def untrained(self) -> 'Bpe':
     return dataclasses.replace(self, merges='')
@@ -129,7 +141,8 @@ class Bpe:
   @functools.cached_property
   def _pairs(self) -> list[tuple[int, int]]:
     pairs = [pair.split() for pair in self.merges.split(',') if pair]
-    if not all(len(p) == 2 and ''.join(p).isdecimal() for p in pairs):
+    is_id = re.compile('[0-9]{1,9}').fullmatch
+    if not all(len(p) == 2 and all(map(is_id, p)) for p in pairs):
       raise ValueError(
         f'data.codec.merges={self.merges[:30]!r}... must be pairs of ids, as'
         " '36 36,108 105'; leave it empty to train anew."
@@ -156,8 +169,7 @@ class Bpe:
       pattern = library.Regex(self.pattern)
     except Exception as error:  # The library has no class of its own for it.
       raise ValueError(
-        f'data.codec.pattern={self.pattern!r} is no regular expression:'
-        f' {error}'
+        f'data.codec.pattern={self.pattern!r} is no regular expression: {error}'
       ) from error
     tokenizer = library.Tokenizer(library.models.BPE(**fields))
     # Keeps what does not match, so no pattern loses a byte.
@@ -165,9 +177,7 @@ class Bpe:
     tokenizer.pre_tokenizer = split
     return tokenizer
 
-  def encode_all(
-    self, texts: Sequence[bytes | np.ndarray]
-  ) -> list[np.ndarray]:
+  def encode_all(self, texts: Sequence[bytes | np.ndarray]) -> list[np.ndarray]:
     """`encode` of several texts, on all cores."""
     tokenizer = self._tokenizer
     found = tokenizer.encode_batch_fast(

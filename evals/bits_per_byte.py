@@ -13,6 +13,7 @@ import numpy as np
 from absl import logging
 
 from data import codec
+from evals import shares
 
 
 class Piece(NamedTuple):
@@ -77,22 +78,22 @@ class BitsPerByte:
     nats_N = np.zeros(len(documents))
     narrow = np.min_scalar_type(spelling.vocabulary_size)
     texts = [spelling.encode(text).astype(narrow) for text in documents]
-    pieces = self._pieces(np.array([len(ids) for ids in texts]))
-    rows = pack(pieces, self.window)
+    rows = pack(self._pieces(np.array([*map(len, texts)])), self.window)
+    firsts = range(0, len(rows), self.batch_size)
+    batches = (
+      self._batch(texts, rows[first : first + self.batch_size], spelling.bos)
+      for first in firsts
+    )
+
+    def nats(batch: dict[str, np.ndarray]) -> tuple[jax.Array]:
+      inputs = (batch[name] for name in ('ids', 'targets', 'documents'))
+      return (score(apply, params, *inputs),)
+
     said = time.monotonic()
-    for first in range(0, len(rows), self.batch_size):
-      batch = self._batch(
-        texts, rows[first : first + self.batch_size], spelling.bos
-      )
-      nats_BT = score(
-        apply, params, batch['ids'], batch['targets'], batch['documents']
-      )
+    scores = shares.shared(nats, batches, params)
+    for first, (batch, (nats_BT,)) in zip(firsts, scores, strict=True):
       scored = batch['owner'] >= 0
-      np.add.at(
-        nats_N,
-        batch['owner'][scored],
-        np.asarray(nats_BT, np.float64)[scored],
-      )
+      np.add.at(nats_N, batch['owner'][scored], np.float64(nats_BT[scored]))
       if time.monotonic() - said > 10:
         said = time.monotonic()
         logging.info('scored %d of %d rows', first, len(rows))

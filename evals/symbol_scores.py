@@ -16,6 +16,7 @@ from absl import logging
 
 from data import codec
 from evals import bits_per_byte
+from evals import shares
 
 # The 256 bytes and a document's end, as ids of the model.
 IDS = (*range(codec.OFFSET, codec.VOCABULARY), codec.EOS)
@@ -63,22 +64,28 @@ def scores(
     np.zeros(total, np.int16),
   )
   rows = bits_per_byte.pack(_pieces(sizes_N, window, stride), window)
-  said = time.monotonic()
-  for first in range(0, len(rows), batch_size):
-    batch = _batch(
-      documents, rows[first : first + batch_size], (batch_size, window)
+  batches = (
+    _batch(documents, rows[first : first + batch_size], (batch_size, window))
+    for first in range(0, len(rows), batch_size)
+  )
+
+  def measured(batch: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+    class_BT = index_S[batch['symbols']]
+    return score(
+      apply, params, batch['ids'], batch['documents'], class_BT, classes
     )
+
+  said = time.monotonic()
+  for done, (batch, values) in enumerate(
+    shares.shared(measured, batches, params)
+  ):
     scored = batch['place'] >= 0
     where = starts_N[batch['owner'][scored]] + batch['place'][scored]
-    values = score(
-      apply, params, batch['ids'], batch['documents'],
-      index_S[batch['symbols']], classes,
-    )  # fmt: skip
     for out_N, value_BT in zip(found, values, strict=True):
       out_N[where] = value_BT[scored]
     if time.monotonic() - said > 10:
       said = time.monotonic()
-      logging.info('scored %d of %d rows', first, len(rows))
+      logging.info('scored %d of %d rows', done * batch_size, len(rows))
   return found
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 
 from evals import bits_per_byte
+from evals import shares
 from evals import symbol_scores
 
 
@@ -46,21 +47,26 @@ def scores(
   found = symbol_scores.Scores(
     np.zeros(total), np.zeros(total, np.float32), np.zeros(total, np.int32)
   )
+  shape = batch_size, window
+  batches = (
+    _batch(texts, starts_N, rows[first : first + batch_size], shape, bos)
+    for first in range(0, len(rows), batch_size)
+  )
+
+  def measured(batch: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+    inputs = (batch[name] for name in ('ids', 'targets', 'documents'))
+    return score(apply, params, *inputs)
+
   said = time.monotonic()
-  for first in range(0, len(rows), batch_size):
-    batch = _batch(
-      texts, starts_N, rows[first : first + batch_size],
-      (batch_size, window), bos,
-    )  # fmt: skip
+  for done, (batch, values) in enumerate(
+    shares.shared(measured, batches, params)
+  ):
     scored = batch['place'] >= 0
-    values = score(
-      apply, params, batch['ids'], batch['targets'], batch['documents']
-    )
     for out_N, value_BT in zip(found, values, strict=True):
       out_N[batch['place'][scored]] = value_BT[scored]
     if time.monotonic() - said > 10:
       said = time.monotonic()
-      logging.info('scored %d of %d rows', first, len(rows))
+      logging.info('scored %d of %d rows', done * batch_size, len(rows))
   if drawn is None:
     return found
   return symbol_scores.Scores(*(out_N[drawn] for out_N in found))

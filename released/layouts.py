@@ -161,21 +161,7 @@ def load(
   anything is read if tensors are missing, unexpected or of another shape.
   """
   wanted = planned(plan, 'F32')
-  known = {*wanted, *ignored}
-  refuse(
-    [name for name in wanted if name not in tensors],
-    'the checkpoint lacks the tensors',
-    'copy all of its files, or correct its config.json',
-  )
-  refuse(
-    [
-      name
-      for name in tensors
-      if name not in known and not name.endswith(_CONSTANT)
-    ],
-    'the checkpoint has unexpected tensors',
-    'correct its config.json if that describes another model',
-  )
+  check_names(plan.leaves, tensors, ignored=ignored)
   refuse(
     [
       f'{name} {list(tensors[name].shape)} instead of {list(target.shape)}'
@@ -202,6 +188,35 @@ def load(
       node = node.setdefault(key, {})
     node[last] = _load(leaves, plan.shapes[path], tensors)
   return params
+
+
+def check_names(
+  leaves: Leaves,
+  tensors: Mapping[str, tensor_files.Stored],
+  *,
+  ignored: Iterable[str] = (),
+) -> None:
+  """Raises ValueError if tensors are missing or unexpected.
+
+  Takes no time, so that no model is built for a config.json that describes
+  another one than the files hold.
+  """
+  wanted = {leaf.name: None for group in leaves.values() for leaf in group}
+  known = {*wanted, *ignored}
+  refuse(
+    [name for name in wanted if name not in tensors],
+    'the checkpoint lacks the tensors',
+    'copy all of its files, or correct its config.json',
+  )
+  refuse(
+    [
+      name[:80]
+      for name in tensors
+      if name not in known and not name.endswith(_CONSTANT)
+    ],
+    'the checkpoint has unexpected tensors',
+    'correct its config.json if that describes another model',
+  )
 
 
 def planned(plan: Plan, dtype: str) -> dict[str, tensor_files.Planned]:

@@ -21,6 +21,7 @@ import numpy as np
 SINGLE = 'model.safetensors'
 INDEX = 'model.safetensors.index.json'
 MAX_HEADER = 100_000_000  # bytes, the limit of the safetensors library
+_DEEPEST = 50  # levels of JSON
 
 # Bytes per number of all types of the format, and those that we read.
 _SIZES = {
@@ -72,15 +73,16 @@ def scan(directory: str | os.PathLike[str]) -> dict[str, Stored]:
     for tensor, stored in _read_header(path / name).items():
       if tensor in tensors:
         raise ValueError(
-          f'{path} holds {tensor} in {tensors[tensor].file.name} and in {name};'
-          ' one of these files is of another checkpoint, so copy it anew.'
+          f'{path} holds {tensor[:80]} in {tensors[tensor].file.name} and in'
+          f' {name[:80]}; one of these files is of another checkpoint, so copy'
+          ' it anew.'
         )
       tensors[tensor] = stored
   for tensor, name in weight_map.items():
     if tensor not in tensors or tensors[tensor].file.name != name:
       raise ValueError(
-        f'{path / INDEX} says that {tensor!r} is in {name}, which does not hold'
-        ' it; copy the checkpoint anew.'
+        f'{path / INDEX} says that {tensor[:80]!r} is in {name[:80]}, which'
+        ' does not hold it; copy the checkpoint anew.'
       )
   return tensors
 
@@ -135,7 +137,20 @@ def parse_json(text: bytes, source: str) -> dict[str, Any]:
     tree = json.loads(text)
   if not isinstance(tree, dict):
     raise ValueError(f'{source} is no JSON object; copy the checkpoint anew.')
-  return tree
+  level = [tree]
+  for _ in range(_DEEPEST):
+    level = [
+      child
+      for node in level
+      for child in (node.values() if isinstance(node, dict) else node)
+      if isinstance(child, dict | list)
+    ]
+    if not level:
+      return tree
+  raise ValueError(
+    f'{source} nests more than {_DEEPEST} levels of JSON; copy the checkpoint'
+    ' anew.'
+  )
 
 
 def _read_index(path: pathlib.Path) -> dict[str, str]:
@@ -146,13 +161,14 @@ def _read_index(path: pathlib.Path) -> dict[str, str]:
     plain = isinstance(name, str) and not set(name) & set('/\\\0')
     if not plain or not name.endswith('.safetensors') or name[0] == '.':
       raise ValueError(
-        f'{path} names the file {name!r}; only safetensors files beside it may'
-        ' be named, so mend the index.'
+        f'{path} names the file {repr(name)[:80]}; only safetensors files'
+        ' beside it may be named, so mend the index.'
       )
   for name in sorted(set(weight_map.values())):
     if not (path.parent / name).is_file():
       raise ValueError(
-        f'{path} names {name}, which is not there; copy the whole checkpoint.'
+        f'{path} names {name[:80]}, which is not there; copy the whole'
+        ' checkpoint.'
       )
   return weight_map
 
@@ -178,8 +194,8 @@ def _read_header(path: pathlib.Path) -> dict[str, Stored]:
   for name, stored in sorted(tensors.items(), key=lambda t: _place(t[1])):
     if stored.offset != end:
       raise ValueError(
-        f'{path}: {name} begins at byte {stored.offset} instead of {end}, so'
-        ' tensors overlap or leave holes; copy the file anew.'
+        f'{path}: {name[:80]} begins at byte {stored.offset} instead of {end},'
+        ' so tensors overlap or leave holes; copy the file anew.'
       )
     end += _num_bytes(stored)
   if end != size:
@@ -198,14 +214,15 @@ def _entry(path: pathlib.Path, name: str, entry: Any, start: int) -> Stored:
   is_known = isinstance(dtype, str) and dtype in _SIZES
   if not is_known or not _are_counts(shape) or not _are_counts(offsets, 2):
     raise ValueError(
-      f'{path}: the entry of {name!r} has no known dtype, shape and'
+      f'{path}: the entry of {name[:80]!r} has no known dtype, shape and'
       ' data_offsets; copy the file anew.'
     )
   stored = Stored(path, dtype, tuple(shape), start + offsets[0])
   if offsets[1] - offsets[0] != _num_bytes(stored):
     raise ValueError(
-      f'{path}: {name!r} of {dtype}{list(shape)} needs {_num_bytes(stored)}'
-      f' bytes but its data_offsets are {offsets}; copy the file anew.'
+      f'{path}: {name[:80]!r} of {dtype}{list(shape)} needs'
+      f' {_num_bytes(stored)} bytes but its data_offsets are {offsets}; copy'
+      ' the file anew.'
     )
   return stored
 

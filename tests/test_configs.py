@@ -38,7 +38,7 @@ class Holder:
 
 class Layer(nn.Module):
   features: int = 4
-  inner: nn.Module | None = None
+  inner: Any = None
   dtype: str = 'float32'
 
 
@@ -64,14 +64,15 @@ def make_config(**changes):
 
 
 floats = st.floats(allow_nan=False, allow_infinity=False)
-leaves = st.none() | st.booleans() | st.integers() | floats | st.text()
-inners = st.builds(Inner, floats, st.text(), st.none() | st.integers())
+integers = st.integers(1 - 2**63, 2**63 - 1)
+leaves = st.none() | st.booleans() | integers | floats | st.text()
+inners = st.builds(Inner, floats, st.text(), st.none() | integers)
 trees = st.recursive(
   leaves | inners,
   lambda children: (
     st.lists(children, max_size=3).map(tuple)
     | st.builds(Holder, children)
-    | st.builds(Layer, st.integers(), children)
+    | st.builds(Layer, integers, children)
   ),
   max_leaves=8,
 )
@@ -87,6 +88,33 @@ def test_json_round_trip(tree):
   assert base.differences(restored, tree) == []
   assert restored == tree
   assert type(restored) is type(tree)
+
+
+@pytest.mark.parametrize(
+  'field, value, kind',
+  [
+    ('inner', 3, 'Inner'),
+    ('parts', 'text', 'tuple'),
+    ('flag', 1, 'bool'),
+    ('count', True, 'int'),
+    ('count', 2.5, 'int'),
+    ('count', 2**63, 'int'),
+    ('count', None, 'int'),
+  ],
+)
+def test_field_of_another_type(field, value, kind):
+  stored = base.to_json(Outer())
+  stored['fields'][field] = value
+  with pytest.raises(ValueError, match=rf'config\.{field}=.* must be .*{kind}'):
+    base.from_json(stored)
+
+
+@pytest.mark.parametrize('rate', [float('nan'), float('inf'), 10**400])
+def test_stored_numbers_are_finite(rate):
+  stored = base.to_json(Inner())
+  stored['fields']['rate'] = rate
+  with pytest.raises(ValueError, match=r'config\.rate=.* must be float'):
+    base.from_json(stored)
 
 
 def test_config_round_trip():

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from typing import NamedTuple
 
 import jax
@@ -131,8 +132,9 @@ def test_run_leaves_checkpoints_metrics_and_events(uninterrupted):
 
 @pytest.mark.parametrize('at', [pytest.param(2, marks=pytest.mark.slow), 7])
 def test_killed_and_resumed_equals_uninterrupted(
-  texts, uninterrupted, tmp_path, at
+  texts, uninterrupted, tmp_path, monkeypatch, at
 ):
+  tiny_runs.turn_clocks_back(monkeypatch)
   whole, whole_workdir = uninterrupted
   config = tiny_runs.make_config(texts)
 
@@ -143,6 +145,8 @@ def test_killed_and_resumed_equals_uninterrupted(
   before = run(config, tmp_path, before_batch=kill)
   assert before.end is None
   assert before.batches == whole.batches[:at]
+  for path in tmp_path.rglob('*'):
+    os.utime(path, (5e9, 5e9))  # Written in the future, by another machine.
   resumed = run(config, tmp_path)
   start = max((step for step in before.saved), default=0)
   assert start == (4 if at == 7 else 0)
@@ -235,6 +239,32 @@ def test_sigterm_saves_at_the_next_boundary(texts, uninterrupted, tmp_path):
     path.name for path, time in before.items() if path.stat().st_mtime_ns > time
   }
   assert changed <= {'lock', 'config.json', tmp_path.name}
+
+
+def test_sigterm_ends_no_save(texts, uninterrupted, tmp_path, monkeypatch):
+  """Neither one in the background nor the last, which nothing follows."""
+  whole, _ = uninterrupted
+  config = tiny_runs.make_config(texts)
+  write, unheard = checkpoint.manifests.write, []
+
+  def ask(path, manifest):
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.1)
+    write(path, manifest)
+
+  before = signal.signal(signal.SIGTERM, lambda *_: unheard.append(1))
+  monkeypatch.setattr(checkpoint.manifests, 'write', ask)
+  try:
+    records = [run(config, tmp_path)]
+    while records[-1].end < 10:
+      records.append(run(config, tmp_path))
+  finally:
+    signal.signal(signal.SIGTERM, before)
+  assert not unheard
+  assert 4 < records[0].end < 10
+  taken = [batch for record in records for batch in record.batches]
+  assert taken == whole.batches
+  assert records[-1].saved[10] == whole.saved[10]
 
 
 def test_another_mesh_goes_on_with_the_run(texts, uninterrupted, tmp_path):

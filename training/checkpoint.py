@@ -21,8 +21,11 @@ from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from training import leaves
 from training import manifest as manifests
 
+# Of the manifest of a step.
+_FIELDS = {'step': int, 'extra': dict, 'config': dict, 'leaves': dict}
 _SAVE_ERRORS = (OSError, ValueError, RuntimeError)  # tensorstore: the last two
 
 
@@ -115,7 +118,7 @@ class Checkpoints:
       'step': step,
       'extra': extra or {},
       'config': self._config,
-      'leaves': _describe(state),
+      'leaves': leaves.describe(state),
     }
     json.dumps(manifest)  # Not JSON: fail here and not in the thread.
     staged = self._root / f'{step}.saving'
@@ -179,8 +182,9 @@ class Checkpoints:
       return None
     step, manifest, damaged = found
     path = self._root / str(step)
-    _check_leaves(manifest['leaves'], _describe(target), path)
-    state = ocp.load(path / 'arrays', jax.tree.map(_abstract, target))
+    leaves.check(manifest['leaves'], leaves.describe(target), path)
+    with leaves.explained(path / 'arrays'):
+      state = ocp.load(path / 'arrays', jax.tree.map(_abstract, target))
     for bad in damaged:
       if _is_writer():
         aside = self._root / f'{bad}.damaged'
@@ -217,14 +221,8 @@ def load_params(
   root = _root(directory)
   step, manifest = _choose(root, step)
   arrays = root / str(step) / 'arrays'
-  target = dict(ocp.metadata(arrays).metadata)
-  params = target.pop('params')
-  target = jax.tree.map(lambda _: ocp.PLACEHOLDER, target)
-  target['params'] = jax.tree.map(
-    lambda leaf: np.empty(leaf.shape, leaf.dtype), params
-  )
-  loaded = ocp.load(arrays, target)
-  return Loaded(manifest['config'], loaded['params'], step)
+  params = leaves.read_params(arrays, manifest['leaves'])
+  return Loaded(manifest['config'], params, step)
 
 
 def _root(directory: str | os.PathLike[str]) -> pathlib.Path:
@@ -239,7 +237,8 @@ def _steps(root: pathlib.Path) -> list[int]:
   if not root.is_dir():
     return []
   names = [path.name for path in root.iterdir()]
-  return sorted(int(name) for name in names if name.isdecimal())
+  steps = [int(name) for name in names if name.isdecimal()]
+  return sorted(step for step in steps if str(step) in names)
 
 
 def _choose(root: pathlib.Path, step: int | None) -> tuple[int, dict[str, Any]]:
@@ -266,12 +265,22 @@ def _choose(root: pathlib.Path, step: int | None) -> tuple[int, dict[str, Any]]:
   if step not in steps:
     raise ValueError(f'{run} has no checkpoint {step}; choose one of {steps}')
   try:
-    return step, manifests.verify(root / str(step))
+    return step, _verified(root, step)
   except manifests.Damaged as damage:
     raise ValueError(
       f'checkpoint {step} in {root} is damaged ({damage}); choose another of'
       f' {steps}'
     ) from damage
+
+
+def _verified(root: pathlib.Path, step: int) -> dict[str, Any]:
+  """The manifest of a step; raises manifests.Damaged as `verify` does."""
+  manifest = manifests.verify(root / str(step), _FIELDS)
+  if manifest['step'] != step:
+    raise manifests.Damaged(
+      f'{manifests.NAME} is that of checkpoint {manifest["step"]}'
+    )
+  return manifest
 
 
 def _newest_intact(
@@ -286,7 +295,7 @@ def _newest_intact(
   if _is_writer():
     for step in reversed(_steps(root)):
       try:
-        found = (step, manifests.verify(root / str(step)))
+        found = (step, _verified(root, step))
         break
       except manifests.Damaged as damage:
         problems[step] = str(damage)
@@ -297,7 +306,7 @@ def _newest_intact(
     if not _is_writer():
       problems = {-1: 'see process 0'} if lost else {}
       if step >= 0:
-        found = (int(step), manifests.read(root / str(step)))
+        found = (int(step), manifests.read(root / str(step), _FIELDS))
   if found is None and problems:
     listed = ', '.join(f'{step}: {why}' for step, why in problems.items())
     raise ValueError(
@@ -341,38 +350,6 @@ def _remove(paths: Iterator[pathlib.Path] | list[pathlib.Path]) -> None:
       shutil.rmtree(old, ignore_errors=True)
       path = path.rename(old)
     shutil.rmtree(path, ignore_errors=True)
-
-
-def _describe(tree: Any) -> dict[str, list[Any]]:
-  """Maps every leaf's path to its dtype and shape."""
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {
-    jax.tree_util.keystr(path, simple=True, separator='/'): [
-      str(leaf.dtype),
-      list(leaf.shape),
-    ]
-    for path, leaf in leaves
-  }
-
-
-def _check_leaves(
-  stored: dict[str, list[Any]],
-  wanted: dict[str, list[Any]],
-  path: pathlib.Path,
-) -> None:
-  """Raises ValueError naming the first leaf that differs."""
-  for name in [*wanted, *stored]:
-    there, here = stored.get(name), wanted.get(name)
-    if there != here:
-      raise ValueError(
-        f'{path}: {name} is {_spell(there)} in the checkpoint but'
-        f' {_spell(here)} in this config; use the config of the run or another'
-        ' --workdir'
-      )
-
-
-def _spell(leaf: list[Any] | None) -> str:
-  return 'absent' if leaf is None else f'{leaf[0]}{leaf[1]}'
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -15,6 +15,8 @@ import jax
 import tqdm
 from absl import logging
 
+from training import manifest
+
 _NAME = 'metrics.jsonl'
 
 
@@ -209,9 +211,7 @@ def _keep_until(path: pathlib.Path, step: int) -> None:
     if (found := _step_of(line)) is not None and found <= step
   )
   if kept != data:
-    temporary = path.with_name(path.name + '.tmp')
-    temporary.write_bytes(kept)
-    temporary.replace(path)
+    manifest.write_file(path, kept.decode())
 
 
 def _step_of(line: bytes) -> int | None:
@@ -219,7 +219,7 @@ def _step_of(line: bytes) -> int | None:
     return None
   try:
     return int(json.loads(line)['step'])
-  except (ValueError, KeyError, TypeError):
+  except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
     return None
 
 

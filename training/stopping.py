@@ -11,15 +11,14 @@ from jax.experimental import multihost_utils
 @contextlib.contextmanager
 def stop_signal() -> Iterator[Callable[[int], bool]]:
   """Yields a function of the step: was this job asked to stop?"""
+  if jax.process_count() > 1:
+    # jax.distributed listens for SIGTERM, and a handler of ours would be in its
+    # way. It chooses a step that all processes have yet to reach.
+    yield multihost_utils.reached_preemption_sync_point
+    return
   asked = []
   previous = signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
-
-  def stopping(step: int) -> bool:
-    if jax.process_count() > 1:
-      return multihost_utils.reached_preemption_sync_point(step)
-    return bool(asked)
-
   try:
-    yield stopping
+    yield lambda _: bool(asked)
   finally:
     signal.signal(signal.SIGTERM, previous)

@@ -1,17 +1,26 @@
 """The run directory: its config file and the lock of the run that uses it."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import pathlib
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import jax
+from absl import logging
 
 from training import manifest
+
+# Seconds between two signs of life of a lock's holder, and for which another
+# machine waits for the next one.
+_BEAT, _PATIENCE = 3.0, 15.0
+_NO_LOCKS = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK)
 
 
 def write_config(
@@ -31,7 +40,7 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any] | None:
     config = json.loads(path.read_bytes())
   except FileNotFoundError:
     return None
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise ValueError(
       f'{path} is not valid JSON ({error}); delete it and run train.py with'
       ' the same --config to write it again'
@@ -48,6 +57,9 @@ def read_config(directory: str | os.PathLike[str]) -> dict[str, Any] | None:
 def hold(directory: str | os.PathLike[str]) -> Iterator[None]:
   """Holds the lock of a run directory; the system frees it if we die.
 
+  Some file systems of several machines do not tell one of the locks of another.
+  So a lock that names another machine also counts as held while its file goes
+  on changing, as that of a living holder does, whatever the clocks say.
   Raises ValueError naming the holder if another run has it.
   """
   if jax.process_index() != 0:
@@ -55,17 +67,95 @@ def hold(directory: str | os.PathLike[str]) -> Iterator[None]:
     return
   path = pathlib.Path(directory) / 'lock'
   path.parent.mkdir(parents=True, exist_ok=True)
-  with open(path, 'a+') as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      file.seek(0)
-      holder = file.read(200).strip() or 'another process'
-      raise ValueError(
-        f'{path.parent} is in use by {holder}; wait for it to end, stop it, or'
-        ' pass another --workdir'
-      ) from error
-    file.truncate(0)
-    file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
-    file.flush()
+  handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+  try:
+    is_sure = _lock(handle, path)
+    found = path.read_text('utf-8', 'replace')
+    _, machine, _ = (*found.splitlines(), '', '', '')[:3]
+    if found and not (is_sure and machine in ('', _machine())):
+      _wait_for_sign(path, found)
+    with _beating(handle, path):
+      yield
+  finally:
+    os.close(handle)
+
+
+def _lock(handle: int, path: pathlib.Path) -> bool:
+  """Takes the lock; False where the file system knows of none."""
+  try:
+    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+  except BlockingIOError as error:
+    raise _refusal(path, path.read_text('utf-8', 'replace')) from error
+  except OSError as error:
+    if error.errno not in _NO_LOCKS:
+      raise
+    return False
+  return True
+
+
+def _wait_for_sign(path: pathlib.Path, found: str) -> None:
+  """Raises ValueError if the lock's file changes within `_PATIENCE`."""
+  logging.info(
+    '%s was in use by %s; waiting %.0f seconds for a sign of life',
+    path.parent, _holder(found), _PATIENCE,
+  )  # fmt: skip
+  until = time.monotonic() + _PATIENCE
+  while time.monotonic() < until:
+    time.sleep(_BEAT / 4)
+    # Opened anew: only then a network file system has to ask its server.
+    now = path.read_text('utf-8', 'replace')
+    if now and now != found:
+      raise _refusal(path, now)
+
+
+@contextlib.contextmanager
+def _beating(handle: int, path: pathlib.Path) -> Iterator[None]:
+  """Writes who holds the lock, and again and again that it is alive."""
+  name = f'process {os.getpid()} on {socket.gethostname()}\n{_machine()}\n'
+  ended = threading.Event()
+
+  def beat(number: int) -> None:
+    # Always as long, so that the file is never half of one and of another.
+    os.pwrite(handle, f'{name}{number:09d}\n'.encode(), 0)
+    os.fsync(handle)
+
+  def go_on() -> None:
+    number = 0
+    while not ended.wait(_BEAT):
+      number += 1
+      with contextlib.suppress(OSError):  # The run has its own ways to fail.
+        beat(number)
+
+  try:
+    os.ftruncate(handle, 0)
+    beat(0)
+  except OSError as error:
+    error.filename = str(path)
+    raise
+  thread = threading.Thread(target=go_on, daemon=True)
+  thread.start()
+  try:
     yield
+  finally:
+    ended.set()
+    thread.join()
+    os.ftruncate(handle, 0)  # Nobody has to wait for a sign of us.
+
+
+def _refusal(path: pathlib.Path, found: str) -> ValueError:
+  return ValueError(
+    f'{path.parent} is in use by {_holder(found)}; wait for it to end, stop it,'
+    ' or pass another --workdir'
+  )
+
+
+def _holder(found: str) -> str:
+  return found.split('\n')[0][:200].strip() or 'another process'
+
+
+def _machine() -> str:
+  """One for all processes of a running kernel, who see one another's locks."""
+  try:
+    return pathlib.Path('/proc/sys/kernel/random/boot_id').read_text().strip()
+  except OSError:
+    return socket.gethostname()

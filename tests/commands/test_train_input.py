@@ -1,11 +1,14 @@
 """Bad input to train.py: one sentence, a way out, and nothing written."""
 
+import dataclasses
+import os
 import resource
 import time
 
 import numpy as np
 import pytest
 
+from tests import tiny_runs
 from tests.commands import running
 from training import metrics
 from training import sharding
@@ -78,6 +81,24 @@ def test_what_was_refused_can_be_put_right(run, folder, tmp_path):
   pattern = f'--set=data.source.pattern={folder}/texts/1.txt'
   assert running.train(run, folder, tmp_path, pattern).code == 1
   assert running.train(run, folder, tmp_path).code == 0
+
+
+def test_prepared_text_that_is_damaged(run, folder, tmp_path):
+  data = tiny_runs.make_config(folder / 'texts').data
+  data = dataclasses.replace(data, directory=str(tmp_path / 'prepared'))
+  file = data.prepare() / 'train' / 'bytes.bin'
+  text = bytearray(file.read_bytes())
+  text[5] ^= 1
+  file.write_bytes(text)
+  os.utime(file, (1, 1))
+  result = running.train(
+    run, folder, tmp_path / 'run', f'--set=data.directory={data.directory}'
+  )
+  running.assert_refused(
+    result, 'train', f'{file} has changed since it was written',
+    f'remove {file.parent.parent} to have it prepared again',
+  )  # fmt: skip
+  assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.parametrize('workdir', ['', '{folder}/good.py', '/proc/run'])

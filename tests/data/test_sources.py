@@ -1,5 +1,6 @@
 """Every source yields all its documents, or names what is wrong."""
 
+import os
 import pathlib
 import sysconfig
 
@@ -108,6 +109,43 @@ def test_parquet_column_over_row_groups(tmp_path):
     list(source.documents())
 
 
+def flip(path, place):
+  data = bytearray(path.read_bytes())
+  data[place] ^= 255
+  path.write_bytes(data)
+
+
+@pytest.mark.parametrize('damage', ['page', 'header', 'short', 'end'])
+def test_damaged_parquet_file_is_named(tmp_path, damage):
+  texts = [f'some text of number {i} and {i * i}' for i in range(2000)]
+  path = tmp_path / 'b.parquet'
+  pyarrow.parquet.write_table(
+    pyarrow.table({'text': texts}), path, write_page_checksum=True
+  )
+  pyarrow.parquet.write_table(
+    pyarrow.table({'text': texts}), tmp_path / 'a.parquet'
+  )
+  size = path.stat().st_size
+  if damage == 'short':
+    os.truncate(path, size // 2)
+  else:
+    flip(path, {'page': size // 2, 'header': 6, 'end': size - 6}[damage])
+  source = sources.ParquetColumn(str(tmp_path / '*.parquet'))
+  with pytest.raises(ValueError, match=r'b\.parquet is ') as caught:
+    list(source.documents())
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('cls', [sources.TextFiles, sources.JsonLines])
+def test_file_that_cannot_be_read_is_named(tmp_path, cls):
+  place = tmp_path / 'b.txt'
+  (tmp_path / 'a.txt').write_text('{"text": "words"}')
+  place.symlink_to('/proc/self/mem')  # Reading address 0 is an error.
+  with pytest.raises(OSError, match='Input/output error') as caught:
+    list(cls(f'{tmp_path}/*.txt').documents())
+  assert caught.value.filename == str(place)
+
+
 @pytest.mark.parametrize(
   'cls', [sources.TextFiles, sources.JsonLines, sources.ParquetColumn]
 )
@@ -161,6 +199,22 @@ def test_public_dataset_keeps_its_own_splits(tmp_path, data_dir):
   assert 1 <= len(read['validation']) <= 6
   expected = sorted(f'train {i}' for i in range(60))
   assert sorted(read['train'] + read['validation']) == expected
+
+
+@pytest.mark.parametrize('damage', ['byte', 'short', 'gone'])
+def test_damaged_shard_is_named(data_dir, damage):
+  shard = next(pathlib.Path(data_dir).rglob('*-train.array_record*'))
+  if damage == 'byte':
+    flip(shard, shard.stat().st_size // 2)
+  elif damage == 'short':
+    os.truncate(shard, shard.stat().st_size // 2)
+  else:
+    shard.unlink()
+  source = sources.TfdsText('public_reviews', 'review', data_dir)
+  with pytest.raises(ValueError, match='is damaged') as caught:
+    list(source.documents())
+  assert str(shard) in str(caught.value)
+  assert '\n' not in str(caught.value)
 
 
 def test_public_dataset_not_ready_says_the_way_out(tmp_path, data_dir):

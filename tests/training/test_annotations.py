@@ -1,5 +1,6 @@
 """Numbers beside a corpus: computed once, in order, with enough context."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from data import packing
 from data import sources
 from data import text
+from tests import several
 from tests import tiny_runs
 from training import annotations
 
@@ -48,6 +50,33 @@ def test_every_id_is_measured_with_its_context(rows):
   np.testing.assert_array_equal(stored[1]['count'], found[64:128])
   last = stored[len(stored) - 1]
   np.testing.assert_array_equal(last['count'][last['documents'] == 0], 0)
+
+
+def test_processes_share_the_rows(rows, monkeypatch):
+  alone = np.array(annotate(rows))
+  for path in rows.corpus.path.glob('count_*.npy'):
+    path.unlink()
+  read, window = {0: set(), 1: set()}, annotations._window
+
+  def watched(stream, start, context):
+    read[jax.process_index()].add(start)
+    return window(stream, start, context)
+
+  monkeypatch.setattr(annotations, '_window', watched)
+  for found in several.Job(2).run(lambda: annotate(rows)):
+    np.testing.assert_array_equal(found, alone)
+  starts = set(range(0, rows.stream_length, rows.row_length))
+  assert read[0] | read[1] == starts
+  # But for the last row, which fills up the last batch.
+  assert read[0] & read[1] <= {max(starts)}
+  assert len(read[1]) >= 8
+
+
+def test_a_process_that_does_not_see_the_file_says_so(rows, monkeypatch):
+  monkeypatch.setattr(annotations, '_write', lambda path, numbers_N: None)
+  for error in several.Job(2).run(lambda: annotate(rows)):
+    assert isinstance(error, OSError)
+    assert 'data.directory' in str(error)
 
 
 def test_computed_once_for_each_model(rows):

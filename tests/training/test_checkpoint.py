@@ -3,7 +3,6 @@ import logging
 import os
 import pathlib
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -174,54 +173,10 @@ def test_mismatch_names_the_leaf(
     assert checkpoints.steps() == [1]
 
 
-def truncate(path: pathlib.Path) -> None:
-  os.truncate(path, path.stat().st_size // 2)
-
-
-def flip(path: pathlib.Path) -> None:
-  data = bytearray(path.read_bytes())
-  data[len(data) // 2] ^= 1
-  path.write_bytes(data)
-
-
-@pytest.mark.parametrize('damage', [truncate, flip, pathlib.Path.unlink])
-def test_damage_of_every_file(
-  tmp_path: pathlib.Path, damage: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-  caplog.set_level(logging.WARNING, 'absl')
-  whole = tmp_path / 'whole'
-  save_steps(whole, 1, 2)
-  newest = whole / 'checkpoints' / '2'
-  files = [p.relative_to(whole) for p in newest.rglob('*') if p.is_file()]
-  assert len(files) > 6
-  for number, name in enumerate(files):
-    if not (whole / name).stat().st_size and damage is not pathlib.Path.unlink:
-      continue
-    run = tmp_path / str(number)
-    shutil.copytree(whole, run)
-    damage(run / name)
-    caplog.clear()
-    params = checkpoint.load_params(run)
-    assert params.step == 1
-    assert_same(params.params, make_state(1)['params'])
-    assert (run / 'checkpoints' / '2').exists()
-    with opened(run) as checkpoints:
-      restored = checkpoints.restore(abstract(make_state(1)))
-      assert (restored.step, restored.extra) == (1, {'next': 1})
-      assert_same(restored.state, make_state(1))
-      assert checkpoints.steps() == [1]
-      checkpoints.save(2, make_state(2))
-    log = caplog.messages[-1]
-    assert 'checkpoint 2 in' in log and 'using checkpoint 1 instead' in log
-    assert name.name in log
-    assert checkpoint.load_params(run).step == 2
-    assert not list((run / 'checkpoints').glob('*.*'))
-
-
 def test_nothing_intact(tmp_path: pathlib.Path) -> None:
   save_steps(tmp_path, 1, 2)
   for step in ('1', '2'):
-    truncate(tmp_path / 'checkpoints' / step / 'manifest.json')
+    os.truncate(tmp_path / 'checkpoints' / step / 'manifest.json', 99)
   with opened(tmp_path) as checkpoints:
     with pytest.raises(ValueError, match=r'no checkpoint .* is intact .2: man'):
       checkpoints.restore(abstract(make_state(1)))
@@ -321,7 +276,7 @@ def test_load_params_errors(tmp_path: pathlib.Path) -> None:
   save_steps(tmp_path, 1, 2)
   with pytest.raises(ValueError, match=r'checkpoint 5; choose one of \[1, 2\]'):
     checkpoint.load_params(tmp_path, step=5)
-  flip(tmp_path / 'checkpoints' / '2' / 'manifest.json')
+  (tmp_path / 'checkpoints' / '2' / 'manifest.json').write_text('{}')
   with pytest.raises(ValueError, match=r'checkpoint 2 in .* is damaged'):
     checkpoint.load_params(tmp_path, step=2)
   loaded = checkpoint.load_params(tmp_path)

@@ -1,9 +1,13 @@
+import errno
+import fcntl
 import json
 import os
 import pathlib
+import socket
 import stat
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -44,6 +48,77 @@ def test_second_run_is_refused_until_the_first_dies(
     assert_refused(tmp_path, f'in use by process {os.getpid()} on')
   with workdir.hold(tmp_path):
     pass
+
+
+def test_a_lock_of_the_dead_is_taken_at_once(tmp_path, monkeypatch):
+  """Its process may be another program by now: this one has its number."""
+  lock = tmp_path / 'lock'
+  here = f'process {os.getpid()} on {socket.gethostname()}\n'
+  monkeypatch.setattr(workdir, '_wait_for_sign', None)
+  for text in ('', here, f'{here}{workdir._machine()}\n000000007\n', 'x'):
+    lock.write_text(text)
+    with workdir.hold(tmp_path):
+      assert lock.read_text().startswith(here)
+    assert not lock.read_text()
+
+
+ELSEWHERE = 'process 7 on far-away\nanother-machine\n{:09d}\n'
+
+
+class Time:
+  """Stands for `time`: sleeping calls `passes`, and nobody waits."""
+
+  def __init__(self, passes):
+    self.now, self.passes = 0.0, passes
+
+  def monotonic(self):
+    return self.now
+
+  def sleep(self, seconds):
+    self.now += seconds
+    self.passes(self.now)
+
+
+def no_locks(*_):
+  raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+
+@pytest.mark.parametrize('locks', [fcntl.flock, no_locks])
+def test_a_lock_of_another_machine(tmp_path, monkeypatch, locks):
+  """The file system lets us have it, but who changes its file is alive."""
+  lock = tmp_path / 'lock'
+  lock.write_text(ELSEWHERE.format(1))
+  # From a clock that is ahead of ours, and then behind it.
+  times = iter((4e9, 1e9))
+
+  def live_on(now):
+    number = 1 + int(now / 3)
+    if lock.read_text() != ELSEWHERE.format(number):
+      lock.write_text(ELSEWHERE.format(number))
+      os.utime(lock, (when := next(times), when))
+
+  monkeypatch.setattr(fcntl, 'flock', locks)
+  monkeypatch.setattr(workdir, 'time', Time(live_on))
+  assert_refused(tmp_path, 'in use by process 7 on far-away; wait for it')
+  assert lock.read_text() == ELSEWHERE.format(2)
+
+  stands_still = Time(lambda _: None)
+  monkeypatch.setattr(workdir, 'time', stands_still)
+  with workdir.hold(tmp_path):
+    assert stands_still.now >= 15
+    assert lock.read_text().startswith(f'process {os.getpid()} on ')
+
+
+def test_the_holder_gives_signs_of_life(tmp_path, monkeypatch):
+  monkeypatch.setattr(workdir, '_BEAT', 0.01)
+  with workdir.hold(tmp_path):
+    first = second = (tmp_path / 'lock').read_text()
+    until = time.monotonic() + 60
+    while second == first and time.monotonic() < until:
+      time.sleep(0.01)
+      second = (tmp_path / 'lock').read_text()
+  assert second > first
+  assert second.splitlines()[:2] == first.splitlines()[:2]
 
 
 def test_config_file(tmp_path: pathlib.Path) -> None:
