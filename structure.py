@@ -10,8 +10,10 @@
 Without more flags it compares the changes of activations at several widths.
 """
 
+import dataclasses
 import json
 import pathlib
+import re
 from collections.abc import Sequence
 
 from absl import flags
@@ -43,6 +45,10 @@ _PLOT = flags.DEFINE_string('plot', None, 'PNG or SVG file to write.')
 _SWEEP = flags.DEFINE_list(
   'sweep', None, 'Learning rates to train with at every width.'
 )
+_SEEDS = flags.DEFINE_integer(
+  'seeds', 1, 'Of --sweep: runs of each, whose losses are averaged.',
+  lower_bound=1,
+)
 _LAYERS = flags.DEFINE_bool('layers', False, 'Costs of every projection.')
 _MEASURE = flags.DEFINE_bool('measure', True, 'Of --layers: time them too.')
 _SEARCH = flags.DEFINE_bool(
@@ -66,6 +72,8 @@ _LEAD = flags.DEFINE_float(
 
 # Where the change at the widest model, over that at the narrowest, may lie.
 _LEAST, _MOST = 0.8, 1.6
+# Below it a wide model hardly moves any more, by a rule that does not transfer.
+_LOST = 0.2
 
 
 def main(_: Sequence[str]) -> None:
@@ -109,7 +117,11 @@ def search(config: base.Config) -> None:
 def sweep(config: base.Config) -> None:
   """Prints losses for every learning rate and width."""
   rates = _numbers('sweep', _SWEEP.value, '1e-3,3e-3')
-  batches = coordinates.read_batches(config, _STEPS.value)
+  seeds = (config.seed + i for i in range(_SEEDS.value))
+  batches = [
+    coordinates.read_batches(dataclasses.replace(config, seed=s), _STEPS.value)
+    for s in seeds
+  ]
   found = rate_sweep.columns(
     config,
     tuple(rates),
@@ -186,19 +198,31 @@ def table(rule: str, points: list[coordinates.Point]) -> list[str]:
     numbers = ''.join(f'{change:>10.4f}' for change in changes)
     lines.append(f'{name:<24}{numbers}{changes[-1] / changes[0]:>7.2f}')
   losses = ''.join(f'{point.loss:>10.3f}' for point in points)
-  ratio = points[-1].changes['final'] / points[0].changes['final']
-  within = 'within' if _LEAST <= ratio <= _MOST else 'not within'
+  name = watched(points[0])
+  ratio = points[-1].changes[name] / points[0].changes[name]
+  verdict = 'within' if _LEAST <= ratio <= _MOST else 'not within'
+  verdict += f' {_LEAST} to {_MOST}'
+  if rule != 'transfer':
+    verdict += f', {"below" if ratio < _LOST else "not below"} {_LOST}'
   return [
     *lines,
     f'{"loss":<24}{losses}',
-    f'the last features move {ratio:.2f} times as far at width'
-    f' {points[-1].width} as at {points[0].width}, {within} {_LEAST} to'
-    f' {_MOST}',
+    f'{name} moves {ratio:.2f} times as far at width {points[-1].width} as at'
+    f' {points[0].width}, {verdict}',
   ]
 
 
+def watched(point: coordinates.Point) -> str:
+  """What the verdict is about: what the last block leaves, if it is sown.
+
+  The norm after it has a scale of its own, which no rule slows down.
+  """
+  blocks = [x for x in point.changes if re.fullmatch(r'block_\d+/output', x)]
+  return max(blocks, key=lambda name: (len(name), name), default='final')
+
+
 def plot(found: dict[str, list[coordinates.Point]], file: str) -> None:
-  """Change of the last features per step against width, a line per rule."""
+  """Change of what is watched per step against width, a line per rule."""
   try:
     import matplotlib as mpl
   except ImportError:
@@ -210,9 +234,10 @@ def plot(found: dict[str, list[coordinates.Point]], file: str) -> None:
 
   figure, axes = pyplot.subplots(figsize=(5, 4), layout='constrained')
   for rule, points in found.items():
-    changes = [point.changes['final'] for point in points]
+    name = watched(points[0])
+    changes = [point.changes[name] for point in points]
     axes.loglog([p.width for p in points], changes, marker='o', label=rule)
-  axes.set(xlabel='width', ylabel='change of the last features per step')
+  axes.set(xlabel='width', ylabel=f'change of {name} per step')
   axes.legend()
   pathlib.Path(file).parent.mkdir(parents=True, exist_ok=True)
   figure.savefig(file)

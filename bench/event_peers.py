@@ -180,7 +180,8 @@ def differences(
   """Our scores less those of each peer in the folder, drawn by pairs."""
   found = {}
   for name in peers:
-    theirs = splits.scores(np.load(folder / f'{name}.npy'), 0.5, ours.ceiling_E)
+    p_E = np.load(folder / f'{name}.npy', allow_pickle=False)
+    theirs = splits.scores(p_E, 0.5, ours.ceiling_E)
     found[name] = event_metrics.compare(ours, theirs, replicates)
   return found
 

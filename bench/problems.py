@@ -240,7 +240,7 @@ class Teacher:
       part = file.with_suffix('.part.npz')
       np.savez(part, x_ND=x_ND, y_N=y_N)
       part.replace(file)
-    with np.load(file) as found:
+    with np.load(file, allow_pickle=False) as found:
       return found['x_ND'], found['y_N']
 
   def _draw(self, count: int) -> tuple[np.ndarray, np.ndarray]:

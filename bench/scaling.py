@@ -172,11 +172,21 @@ def compare(
       clock.done(f'{file.stem}: {stored["loss"]:.4g} {problem.unit}')
     if trial is not None:
       jax.clear_caches()  # What was compiled for this width is of no more use.
-    text = report(chosen, records)
-    manifest.write_file(out / 'table.md', text)
+    text = _write(out, chosen, records)
+  print(f'\n{text}\nwritten: {out}/table.md, results.json, scaling.svg')
+  return text
+
+
+def _write(
+  out: pathlib.Path,
+  chosen: Sequence[problems.Problem],
+  records: Sequence[dict[str, Any]],
+) -> str:
+  """What is known so far, for a command that may be stopped: the report."""
+  text = report(chosen, records)
+  manifest.write_file(out / 'table.md', text)
   manifest.write_file(out / 'results.json', json.dumps(records, indent=2))
   manifest.write_file(out / 'scaling.svg', picture(chosen, records))
-  print(f'\n{text}\nwritten: {out}/table.md, results.json, scaling.svg')
   return text
 
 
@@ -247,9 +257,10 @@ def picture(
       ]
       for name, by_size in sums.items()
     }
-    panels.append(
-      log_plot.Panel(problem.name, 'training FLOPs', problem.unit, points)
-    )
+    if points:
+      panels.append(
+        log_plot.Panel(problem.name, 'training FLOPs', problem.unit, points)
+      )
   return log_plot.draw(panels)
 
 

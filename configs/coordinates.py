@@ -23,6 +23,7 @@ from training import step as step_lib
 # transfer: that of every kernel; width: every kernel's rate goes with one over
 # the width, as if it were dense; none: one rate for all.
 RULES = ('transfer', 'width', 'none')
+_TABLES = r'(embedding|table_\d+)$'
 # What a wider model has more of.
 _WIDTHS = ('width', 'hidden', 'heads', 'key_value_heads')
 
@@ -88,11 +89,12 @@ def width_of(model: nn.Module) -> int:
 
 
 def measure(config: base.Config, batches: list[Any]) -> Point:
-  """Trains on each batch once, at one rate, and measures on the first."""
-  model, steps = config.model, len(batches)
-  optimizer = dataclasses.replace(
-    config.optimizer, warmup_steps=0, final_ratio=1.0
-  ).build(steps)
+  """Trains on each batch once, at one rate, and measures on the first.
+
+  Embeddings stay as they are: no rule slows them down, and what they move
+  would hide what projections move.
+  """
+  model, optimizer = config.model, _unchanging(config, len(batches))
   probe = batches[0]
 
   def apply(params: Any, ids: Any, documents: Any, **stored: Any) -> jax.Array:
@@ -142,6 +144,16 @@ def measure(config: base.Config, batches: list[Any]) -> Point:
     before = after
   means = jax.tree.map(lambda *x: float(np.mean(x)), *moved)
   return Point(width_of(model), means, float(metrics.loss))
+
+
+def _unchanging(config: base.Config, steps: int) -> Any:
+  """The optimizer at one rate, of all but embeddings."""
+  return dataclasses.replace(
+    config.optimizer,
+    warmup_steps=0,
+    final_ratio=1.0,
+    frozen=(*config.optimizer.frozen, _TABLES),
+  ).build(steps)
 
 
 def read_batches(config: base.Config, steps: int) -> list[Any]:

@@ -6,6 +6,7 @@ loss is the same at every width (arXiv 2203.03466, figure 1).
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -27,21 +28,26 @@ class Column(NamedTuple):
   """Mean losses in nats at the end of training, one per learning rate.
 
   A run whose loss is no number any more has an infinite one.
+
+  errors: standard errors of these means over seeds; empty for a single one.
   """
 
   rule: str
   width: int
   losses: tuple[float, ...]
+  errors: tuple[float, ...] = ()
 
 
-def sweep(
-  config: base.Config, rates: tuple[float, ...], batches: list[Any]
-) -> tuple[float, ...]:
-  """The loss after one run over the batches for each rate, compiled once.
+# (seed of the parameters, rates, batches) -> losses, one per rate.
+Sweep = Callable[[int, tuple[float, ...], list[Any]], tuple[float, ...]]
+
+
+def sweeper(config: base.Config, steps: int) -> Sweep:
+  """Losses after one run over so many batches for each rate, compiled once.
 
   Each begins with the same parameters and keeps the config's schedule.
   """
-  model, steps = config.model, len(batches)
+  model = config.model
   unit = config.optimizer.learning_rate
   # A number of the state, so that another rate is no other program.
   optimizer = optax.chain(
@@ -58,23 +64,30 @@ def sweep(
     ),
     compiler_options=host.compiler_options(),
   )
-  init_key, train_key = jax.random.split(jax.random.key(config.seed))
-  params = jax.jit(model.init)(init_key, batches[0]['ids'][:1])['params']
-  for source in config.initial:
-    params = source(config, params, None)
-  first = step_lib.create(params, optimizer, train_key)
-  found = []
-  for rate in rates:
-    head, scaled = first.optimizer
-    size = {'step_size': jnp.float32(rate / unit)}
-    scaled = scaled._replace(hyperparams=size)
-    state, losses = first._replace(optimizer=(head, scaled)), []
-    for batch in batches:
-      state, metrics = step(state, batch)
-      losses.append(metrics.loss)
-    last = float(np.mean(jax.device_get(losses[-_LAST:])))
-    found.append(last if math.isfinite(last) else math.inf)
-  return tuple(found)
+  draw = jax.jit(model.init)
+
+  def sweep(
+    seed: int, rates: tuple[float, ...], batches: list[Any]
+  ) -> tuple[float, ...]:
+    init_key, train_key = jax.random.split(jax.random.key(seed))
+    params = draw(init_key, batches[0]['ids'][:1])['params']
+    for source in config.initial:
+      params = source(config, params, None)
+    first = step_lib.create(params, optimizer, train_key)
+    found = []
+    for rate in rates:
+      head, scaled = first.optimizer
+      size = {'step_size': jnp.float32(rate / unit)}
+      scaled = scaled._replace(hyperparams=size)
+      state, losses = first._replace(optimizer=(head, scaled)), []
+      for batch in batches:
+        state, metrics = step(state, batch)
+        losses.append(metrics.loss)
+      last = float(np.mean(jax.device_get(losses[-_LAST:])))
+      found.append(last if math.isfinite(last) else math.inf)
+    return tuple(found)
+
+  return sweep
 
 
 def columns(
@@ -82,22 +95,39 @@ def columns(
   rates: tuple[float, ...],
   factors: list[float],
   rules: list[str],
-  batches: list[Any],
+  batches: list[list[Any]],
 ) -> list[Column]:
-  """Losses for every rule and width; all configs are made before any trains."""
+  """Losses for every rule and width; all configs are made before any trains.
+
+  batches: of every seed, as many each.
+  """
   wider = [
     (rule, coordinates.at_width(config, factor, rule))
     for rule in rules
     for factor in factors
   ]
-  return [
-    Column(rule, coordinates.width_of(one.model), sweep(one, rates, batches))
-    for rule, one in wider
-  ]
+  found = []
+  for rule, one in wider:
+    sweep = sweeper(one, len(batches[0]))
+    losses_SR = np.array(
+      [sweep(config.seed + i, rates, own) for i, own in enumerate(batches)]
+    )
+    errors: tuple[float, ...] = ()
+    if len(batches) > 1:
+      with np.errstate(invalid='ignore'):
+        spread_R = np.std(losses_SR, axis=0, ddof=1)
+      errors = tuple(spread_R / len(batches) ** 0.5)
+    width = coordinates.width_of(one.model)
+    found.append(Column(rule, width, tuple(np.mean(losses_SR, axis=0)), errors))
+  return found
 
 
 def table(rates: tuple[float, ...], found: list[Column]) -> list[str]:
-  """A line per rate and a column per width; * marks the least loss of one."""
+  """A line per rate and a column per width; * marks the least loss of one.
+
+  Then the rates at which parabolas through the best and its neighbours are
+  least, by the logarithm of the rate.
+  """
   heads = ''.join(f'{f"{one.rule} {one.width}":>16}' for one in found)
   lines = [f'{"learning rate":<14}{heads}']
   for i, rate in enumerate(rates):
@@ -111,6 +141,19 @@ def table(rates: tuple[float, ...], found: list[Column]) -> list[str]:
     apart = max(places) - min(places)
     same = 'at one place' if not apart else f'{apart} rates apart'
     lines.append(f'{rule}: the best rates by width are {shown}, {same}')
+    between = [vertex(rates, one) for one in found if one.rule == rule]
+    if None not in between:
+      shown = ', '.join(f'{rate:.3g}' for rate in between)
+      factor = max(between) / min(between)
+      lines.append(
+        f'{rule}: least of parabolas at {shown}, within a factor {factor:.2f}'
+      )
+    errors = [e for one in found if one.rule == rule for e in one.errors]
+    if errors:
+      worst = max(e for e in errors if not math.isnan(e))
+      lines.append(
+        f'{rule}: standard errors over seeds are at most {worst:.3f}'
+      )
     if {0, len(rates) - 1} & set(places):
       lines.append(f'{rule}: a best rate stands at an end; give more of them')
   return lines
@@ -119,3 +162,17 @@ def table(rates: tuple[float, ...], found: list[Column]) -> list[str]:
 def best(column: Column) -> int:
   """The index of the rate of least loss."""
   return int(np.argmin(column.losses))
+
+
+def vertex(rates: tuple[float, ...], column: Column) -> float | None:
+  """The rate of least loss between those tried; None at an end of them."""
+  i = best(column)
+  if not 0 < i < len(rates) - 1:
+    return None
+  losses = column.losses[i - 1 : i + 2]
+  if not all(map(math.isfinite, losses)):
+    return rates[i]
+  # Centred, so that the parabola is well determined.
+  x = np.log(rates[i - 1 : i + 2]) - math.log(rates[i])
+  square, slope, _ = np.polyfit(x, losses, 2)
+  return rates[i] * math.exp(-slope / (2 * square)) if square > 0 else rates[i]

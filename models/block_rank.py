@@ -4,6 +4,8 @@ As models.structured, whose chains of cores they are: BlockDense is a point of
 the einsum family, BLAST has three cores that hold one bond.
 """
 
+import numpy as np
+
 from models import core_chain
 from models import structured
 
@@ -83,3 +85,31 @@ class Blast(structured.Structured, kw_only=True):
         f' blocks can use; use at most {most}.'
       )
     return core_chain.blast(d_in, d_out, self.blocks, rank)
+
+
+def from_butterfly(
+  first: np.ndarray, second: np.ndarray
+) -> dict[str, np.ndarray]:
+  """Parameters of structured.Monarch of the released factors of a Monarch.
+
+  Output features stand there as (feature of a block, block), here the other
+  way round: reshape [blocks, block_out] and swap to compare.
+
+  first: [blocks, middle, block_in]; second: [blocks, block_out, middle]
+  (arXiv 2204.00595).
+  """
+  blocks, middle, block_in = first.shape
+  if middle % blocks:
+    near = middle // blocks * blocks
+    raise ValueError(
+      f'block_rank.from_butterfly: the middle width {middle} is no multiple of'
+      f' the {blocks} blocks; use {max(near, blocks)} or {near + blocks}.'
+    )
+  # The columns of a block are (bond, block after), the last one fastest.
+  parts = first.reshape(blocks, -1, blocks, block_in)
+  return {
+    structured.kernel_name(0): parts.transpose(0, 3, 2, 1).reshape(
+      blocks, block_in, middle
+    ),
+    structured.kernel_name(1): second.transpose(0, 2, 1),
+  }

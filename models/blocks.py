@@ -59,11 +59,12 @@ class Block(nn.Module):
     cache: layer_cache.Cache | None,
   ) -> tuple[jax.Array, layer_cache.Cache | None]:
     norm = functools.partial(attention_lib.RMSNorm, self.epsilon)
+    x_BTD = pinning.pin_tokens(x_BTD)
     mixed, cache = self.attention(
       norm(name='attention_norm')(x_BTD), tokens, turn, cache
     )
     x_BTD = x_BTD + mixed
     hidden = norm(name='feed_forward_norm')(x_BTD)
-    x_BTD = pinning.pin_batch(x_BTD + self.feed_forward(hidden))
+    x_BTD = pinning.pin_tokens(x_BTD + self.feed_forward(hidden))
     self.sow('intermediates', 'output', x_BTD)
     return x_BTD, cache

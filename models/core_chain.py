@@ -182,14 +182,15 @@ def block_train(
 class Step(NamedTuple):
   """A product with a core: axes of the state before, as read, and after.
 
-  blocks: whether it is a batch of products.
+  last: whether what the core leaves alone stands last in `read` and `after`,
+    else it stands between the blocks and the core's own axes.
   """
 
   core: Core
   came: tuple[str, ...]
   read: tuple[str, ...]
   after: tuple[str, ...]
-  blocks: bool
+  last: bool
 
 
 def steps(chain: Chain, tokens_last: bool = True) -> Iterator[Step]:
@@ -202,14 +203,15 @@ def steps(chain: Chain, tokens_last: bool = True) -> Iterator[Step]:
   axes = (TOKENS, *chain.inputs)
   for core in chain.cores:
     idle = tuple(a for a in axes if a not in core.batch + core.contract)
-    if chain.size(core.batch) > 1 and tokens_last:
+    last = chain.size(core.batch) > 1 and tokens_last
+    if last:
       idle = (*(a for a in idle if a != TOKENS), TOKENS)
       read = core.batch + core.contract + idle
       after = core.batch + core.out + idle
     else:
       read = core.batch + idle + core.contract
       after = core.batch + idle + core.out
-    yield Step(core, axes, read, after, chain.size(core.batch) > 1)
+    yield Step(core, axes, read, after, last)
     axes = after
 
 
@@ -231,31 +233,109 @@ def blast(d_in: int, d_out: int, blocks: int, rank: int) -> Chain:
 
 
 def contract(
-  chain: Chain, kernels: Sequence[jax.Array], x_TD: jax.Array
+  chain: Chain,
+  kernels: Sequence[jax.Array],
+  x_TD: jax.Array,
+  *,
+  tokens_last: bool | None = None,
 ) -> jax.Array:
-  """x W for rows of x, without forming W; kernels have `chain.shapes`."""
+  """x W for rows of x, without forming W; kernels have `chain.shapes`.
+
+  The backward pass is written out: its products read what the forward pass
+  has put in order, and permute nothing of their own.
+
+  tokens_last: as in `steps`; None for what models.execution says.
+  """
+  if tokens_last is None:
+    tokens_last = execution.tokens_last(x_TD.shape[0])
+  plan = list(steps(chain, tokens_last))
   padding = chain.size(chain.inputs) - chain.d_in
   x_TD = jnp.pad(x_TD, [(0, 0), (0, padding)]) if padding else x_TD
-  tokens_last = execution.tokens_last(x_TD.shape[0])
-  sizes = chain.sizes | {TOKENS: x_TD.shape[0]}
-  axes = (TOKENS, *chain.inputs)
-  state = x_TD.reshape([sizes[axis] for axis in axes])
-  for step, kernel in zip(steps(chain, tokens_last), kernels, strict=True):
-    blocks, fan_in, fan_out = kernel.shape
-    state = transpose(state, axes, step.read)
-    if not step.blocks:
-      state = state.reshape(-1, fan_in) @ kernel.reshape(fan_in, fan_out)
-    elif tokens_last:
-      # One batch axis, the contracted axis in the middle of both.
-      state = jax.lax.dot_general(
-        kernel, state.reshape(blocks, fan_in, -1), (((1,), (1,)), ((0,), (0,)))
-      )
-    else:
-      state = state.reshape(blocks, -1, fan_in) @ kernel
-    axes = step.after
+
+  @jax.custom_vjp
+  def run(kernels: list[jax.Array], x_TD: jax.Array) -> jax.Array:
+    return _forward(chain, plan, kernels, x_TD)[0]
+
+  def forward(kernels: list[jax.Array], x_TD: jax.Array) -> Any:
+    out_TD, states = _forward(chain, plan, kernels, x_TD)
+    return out_TD, (kernels, states)
+
+  def backward(kept: Any, change_TD: jax.Array) -> Any:
+    return _backward(chain, plan, *kept, change_TD)
+
+  run.defvjp(forward, backward)
+  return run(list(kernels), x_TD)[:, : chain.d_out]
+
+
+def _forward(
+  chain: Chain,
+  plan: list[Step],
+  kernels: list[jax.Array],
+  x_TD: jax.Array,
+) -> tuple[jax.Array, list[jax.Array]]:
+  """The output, and what each product reads."""
+  tokens = x_TD.shape[0]
+  sizes = chain.sizes | {TOKENS: tokens}
+  axes, state, states = (TOKENS, *chain.inputs), x_TD, []
+  for step, kernel in zip(plan, kernels, strict=True):
+    blocks, fan_in, _ = kernel.shape
     state = state.reshape([sizes[axis] for axis in axes])
+    state = transpose(state, axes, step.read)
+    # A matmul takes either side transposed, but not both at full speed.
+    if step.last:
+      state = state.reshape(blocks, fan_in, -1)
+      states.append(state)
+      state = _multiply(kernel, state, (1, 1))
+    else:
+      state = state.reshape(blocks, -1, fan_in)
+      states.append(state)
+      state = _multiply(state, kernel, (2, 1))
+    axes = step.after
+  state = state.reshape([sizes[axis] for axis in axes])
   out_TD = transpose(state, axes, (TOKENS, *chain.outputs))
-  return out_TD.reshape(x_TD.shape[0], -1)[:, : chain.d_out]
+  return out_TD.reshape(tokens, -1), states
+
+
+def _backward(
+  chain: Chain,
+  plan: list[Step],
+  kernels: list[jax.Array],
+  states: list[jax.Array],
+  change_TD: jax.Array,
+) -> tuple[list[jax.Array], jax.Array]:
+  """Gradients of the kernels and of the input."""
+  tokens = change_TD.shape[0]
+  sizes = chain.sizes | {TOKENS: tokens}
+  axes, change, found = (TOKENS, *chain.outputs), change_TD, []
+  for step, kernel, state in zip(
+    plan[::-1], kernels[::-1], states[::-1], strict=True
+  ):
+    blocks, _, fan_out = kernel.shape
+    change = change.reshape([sizes[axis] for axis in axes])
+    change = transpose(change, axes, step.after)
+    if step.last:
+      change = change.reshape(blocks, fan_out, -1)
+      found.append(_multiply(state, change, (2, 2)))
+      change = _multiply(kernel, change, (2, 1))
+    else:
+      change = change.reshape(blocks, -1, fan_out)
+      found.append(_multiply(state, change, (1, 1)))
+      change = _multiply(change, kernel, (2, 2))
+    axes = step.read
+  change = change.reshape([sizes[axis] for axis in axes])
+  of_x = transpose(change, axes, (TOKENS, *chain.inputs))
+  return found[::-1], of_x.reshape(tokens, -1)
+
+
+def _multiply(
+  a: jax.Array, b: jax.Array, axes: tuple[int, int]
+) -> jax.Array:
+  """Products of blocks, [blocks, ..] each, summed over an axis of each."""
+  if a.shape[0] == 1:
+    numbers = (((axes[0] - 1,), (axes[1] - 1,)), ((), ()))
+    return jax.lax.dot_general(a[0], b[0], numbers)[None]
+  numbers = (((axes[0],), (axes[1],)), ((0,), (0,)))
+  return jax.lax.dot_general(a, b, numbers)
 
 
 def states(chain: Chain) -> list[int]:

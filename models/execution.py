@@ -2,13 +2,16 @@
 
 Measured on two cores of an x86 CPU at widths of 64 to 1024. Tiles of tokens,
 one after the other, were slower there than all at once, also where what is
-between two cores is larger than the caches.
+between two cores is larger than the caches: XLA fuses the slices of a loop into
+permutations, which makes these slow.
 """
 
 import jax
 
 # Tokens below which a batch of small products is faster tokens first.
 _FEW = 32
+# Tokens from which the cores' traffic is nothing beside that of activations.
+_MANY = 1024
 # Weights per layer that a dense one may have more and still be faster for one
 # token. On accelerators the time that three more kernels take to start, by
 # bandwidth; this number is no measurement.
@@ -24,6 +27,26 @@ def tokens_last(tokens: int) -> bool:
   return jax.default_backend() != 'cpu' or tokens >= _FEW
 
 
+def tiles_in_turn() -> bool:
+  """Whether tiles of a mixture run one after the other, not as one batch.
+
+  Then those without tokens cost nothing, and cores are read where they are
+  instead of being copied for every tile. Accelerators need the batch, and so
+  does a mesh, whose devices share it.
+  """
+  return jax.default_backend() == 'cpu' and _is_one_device()
+
+
+def fuses(tokens: int) -> bool:
+  """Whether two block cores are worth one kernel (models.fused_structured).
+
+  It needs a GPU of its own, for the partitioner cannot cut it, and enough
+  tokens to read the block-diagonal tiles for; no measurement.
+  """
+  is_gpu = jax.default_backend() == 'gpu'
+  return is_gpu and tokens >= _MANY and _is_one_device()
+
+
 def decodes_faster_dense(saved: float) -> bool:
   """Whether one token is read faster by a dense layer.
 
@@ -32,3 +55,7 @@ def decodes_faster_dense(saved: float) -> bool:
   64 on.
   """
   return saved <= (0 if jax.default_backend() == 'cpu' else _MERGED)
+
+
+def _is_one_device() -> bool:
+  return jax.sharding.get_abstract_mesh().size <= 1

@@ -10,10 +10,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from models import blocks
 from models import byte_latent
+from models import event_lm
 from models import linear
 from models import lm
 from models import masks
@@ -127,6 +130,8 @@ def training(model: nn.Module, parts: Parts) -> float:
       again += getattr(inner, name).remat * getattr(parts, name)
   elif isinstance(inner, lm.ByteLM):
     again = inner.remat * parts.decoder
+  elif isinstance(inner, event_lm.EventLM):
+    again = inner.trunk.remat * parts.latent
   return 3 * parts.total + again
 
 
@@ -175,10 +180,12 @@ def _count(model: nn.Module, work: _Work) -> Parts:
     parts = _byte_lm(model, work)
   elif isinstance(model, byte_latent.ByteLatent):
     parts = _byte_latent(model, work)
+  elif isinstance(model, event_lm.EventLM):
+    parts = _event_lm(model, work)
   else:
     raise ValueError(
       f'model {type(model).__name__} has no FLOP count; models.flops knows'
-      ' ByteLM and ByteLatent: add its matmuls there.'
+      ' ByteLM, ByteLatent and EventLM: add its matmuls there.'
     )
   return Parts(*(2 * part for part in parts[:-1]), entropy=of_entropy)
 
@@ -213,6 +220,56 @@ def _byte_latent(model: byte_latent.ByteLatent, work: _Work) -> Parts:
     head=_head(model, local, work),
     entropy=0.0,
   )
+
+
+def _event_lm(model: event_lm.EventLM, work: _Work) -> Parts:
+  """Per cell: the transformer, and all products besides, as they are traced.
+
+  Those with one-hot vectors, which stand for look-ups, are among them.
+  """
+  count = len(model.columns)
+  groups = count // (model.stride or count)
+  events = -(-work.length // count)
+  rate = events * groups / work.length
+  inner = work._replace(length=events * groups, batch=work.tokens(rate))
+  history = rate * _blocks(model.trunk, model.linear, inner)
+  inner = inner._replace(keys=computed_keys)
+  computed = rate * _blocks(model.trunk, model.linear, inner)
+  rest = _traced(model, work.length) / work.length - computed
+  return Parts(0.0, 0.0, 0.0, history, rest, 0.0, 0.0, 0.0)
+
+
+def _traced(model: nn.Module, length: int) -> int:
+  """Multiply-adds of the matmuls of a row of cells, numbers and targets."""
+  ids_BT = jax.ShapeDtypeStruct((1, length), jnp.int32)
+  value_BT = jax.ShapeDtypeStruct((1, length), jnp.float32)
+  params = jax.eval_shape(model.init, jax.random.key(0), ids_BT)
+  program = jax.make_jaxpr(
+    lambda params, ids_BT, value_BT: model.apply(
+      params, ids_BT, value_BT=value_BT, target_BT=ids_BT
+    )
+  )(params, ids_BT, value_BT)
+  return _products(program.jaxpr)
+
+
+def _products(program: Any) -> int:
+  """Multiply-adds of every dot_general of a jaxpr, as often as it runs."""
+  total = 0
+  for equation in program.eqns:
+    parts = [
+      getattr(item, 'jaxpr', item)
+      for value in equation.params.values()
+      for item in (value if isinstance(value, tuple | list) else (value,))
+      if hasattr(getattr(item, 'jaxpr', item), 'eqns')
+    ]
+    times = equation.params.get('length', 1)
+    total += times * sum(map(_products, parts))
+    if equation.primitive.name == 'dot_general':
+      (contracted, _), _ = equation.params['dimension_numbers']
+      left = equation.invars[0].aval.shape
+      out = equation.outvars[0].aval.size
+      total += out * int(np.prod([left[i] for i in contracted]))
+  return total
 
 
 def _head(

@@ -13,6 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from models import pinning
+
 
 class Dense(nn.Module):
   """y = x W, W ~ N(0, gain^2 / fan_in), truncated at three deviations.
@@ -35,9 +37,11 @@ class Dense(nn.Module):
       (x.shape[-1], self.features),
       jnp.float32,
     )
-    # Contracting one token axis instead of two halves the CPU time of the
-    # weight gradient.
-    tokens = x.reshape(-1, x.shape[-1]).astype(self.dtype)
+    tokens = x.astype(self.dtype)
+    if not pinning.splits_tokens():
+      # Contracting one token axis instead of two halves the CPU time of the
+      # weight gradient.
+      tokens = tokens.reshape(-1, x.shape[-1])
     out = tokens @ kernel.astype(self.dtype)
     return out.reshape(*x.shape[:-1], self.features)
 

@@ -8,14 +8,16 @@ has a bound, so that shapes are static.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from models import core_chain
+from models import expert_tiles
 from models import linear as linear_lib
+from models import pinning
 from models import structured
 
 # Rows of a tile at most: enough to reuse the expert's weights.
@@ -40,12 +42,13 @@ class Tiles(NamedTuple):
   """Where tokens go: S tiles of R rows.
 
   token_SR: the token in a row, N in rows without. expert_S: of a tile.
-  place_NK: the row, in S R, of a token's k-th expert.
+  place_NK: the row, in S R, of a token's k-th expert. used: tiles with tokens.
   """
 
   token_SR: jax.Array
   expert_S: jax.Array
   place_NK: jax.Array
+  used: jax.Array
 
 
 def route(x_ND: jax.Array, gate_DE: jax.Array, active: int) -> Routes:
@@ -68,15 +71,16 @@ def route(x_ND: jax.Array, gate_DE: jax.Array, active: int) -> Routes:
 
 
 def rows_per_tile(tokens: int, experts: int, active: int) -> int:
-  """The power of two below the mean number of tokens of an expert."""
-  mean = max(tokens * active // experts, 1)
-  return min(2 ** (mean.bit_length() - 1), _MOST_ROWS)
+  """The power of two below half the mean number of tokens of an expert."""
+  half = max(tokens * active // (2 * experts), 1)
+  return min(2 ** (half.bit_length() - 1), _MOST_ROWS)
 
 
 def tiles_of(tokens: int, experts: int, active: int) -> tuple[int, int]:
   """How many tiles there are, however tokens choose, and rows of each."""
   rows = rows_per_tile(tokens, experts, active)
-  return (tokens * active + experts * (rows - 1)) // rows, rows
+  most = (tokens * active + experts * (rows - 1)) // rows
+  return most + -most % expert_tiles.AT_ONCE, rows
 
 
 def computed_share(tokens: int | None, experts: int, active: int) -> float:
@@ -106,18 +110,8 @@ def tile(expert_NK: jax.Array, experts: int) -> Tiles:
     # Tiles beyond the last are empty; any expert will do.
     jnp.minimum(expert_S, experts - 1),
     place_M.reshape(tokens, active),
+    end_E[-1],
   )
-
-
-def gather(x_ND: jax.Array, tiles: Tiles) -> jax.Array:
-  """The rows [S, R, D] of all tiles, zeros where there is no token."""
-  return x_ND.at[tiles.token_SR].get(mode='fill', fill_value=0)
-
-
-def combine(y_SRD: jax.Array, tiles: Tiles, weight_NK: jax.Array) -> jax.Array:
-  """Each token's weighted sum over its experts: [N, D]."""
-  y_NKD = y_SRD.reshape(-1, y_SRD.shape[-1])[tiles.place_NK]
-  return jnp.sum(y_NKD * weight_NK[..., None].astype(y_NKD.dtype), axis=1)
 
 
 class _Experts(nn.Module):
@@ -130,7 +124,7 @@ class _Experts(nn.Module):
   dtype: str
 
   @nn.compact
-  def __call__(self, x_SRD: jax.Array, expert_S: jax.Array) -> jax.Array:
+  def __call__(self, x_SRD: jax.Array, tiles: Tiles) -> jax.Array:
     """Every tile by its expert."""
     chain = self.expert.chain(x_SRD.shape[-1], self.features)
     kernels = []
@@ -148,12 +142,14 @@ class _Experts(nn.Module):
         name = structured.gain_name(i)
         gain = self.param(name, nn.initializers.ones, (), jnp.float32)
         kernel = structured.capped(kernel, gain, shape)
-      kernels.append(kernel.astype(self.dtype)[expert_S])
-
-    def apply(x_RD: jax.Array, *kernels: jax.Array) -> jax.Array:
-      return core_chain.contract(chain, kernels, x_RD)
-
-    return jax.vmap(apply)(x_SRD.astype(self.dtype), *kernels)
+      kernels.append(kernel.astype(self.dtype))
+    return expert_tiles.contract(
+      chain,
+      kernels,
+      x_SRD.astype(self.dtype),
+      tiles.expert_S,
+      tiles.used,
+    )
 
 
 class _Gate(nn.Module):
@@ -219,8 +215,7 @@ class Mixture(nn.Module, kw_only=True):
       self.dtype,
       name='experts',
     )
-    y_SRD = experts(gather(x_ND, tiles), tiles.expert_S)
-    y_ND = combine(y_SRD, tiles, routes.weight_NK)
+    y_ND = _moved(experts, x_ND, routes, tiles)
     return y_ND.reshape(*x.shape[:-1], self.features)
 
 
@@ -254,13 +249,27 @@ class MixtureFeedForward(nn.Module):
       layer = _Experts(
         expert, self.experts, features, gain, self.dtype, name=name
       )
-      return layer(x, tiles.expert_S)
+      return layer(x, tiles)
 
-    x_SRD = gather(x_ND, tiles)
-    hidden = nn.silu(project('gate', self.hidden, 1.0, x_SRD))
-    hidden *= project('up', self.hidden, 1.0, x_SRD)
-    y_SRD = project('down', width, self.residual_gain, hidden)
-    return combine(y_SRD, tiles, routes.weight_NK).reshape(x_BTD.shape)
+    def run(x_SRD: jax.Array, _: Tiles) -> jax.Array:
+      hidden = nn.silu(project('gate', self.hidden, 1.0, x_SRD))
+      hidden *= project('up', self.hidden, 1.0, x_SRD)
+      return project('down', width, self.residual_gain, hidden)
+
+    return _moved(run, x_ND, routes, tiles).reshape(x_BTD.shape)
+
+
+def _moved(
+  run: Callable[[jax.Array, Tiles], jax.Array],
+  x_ND: jax.Array,
+  routes: Routes,
+  tiles: Tiles,
+) -> jax.Array:
+  """What `run` makes of the tiles, weighted and back in the order of x."""
+  places = tiles.token_SR, tiles.place_NK
+  x_SRD = pinning.pin_tiles(expert_tiles.gather(x_ND, *places))
+  y_SRD = pinning.pin_tiles(run(x_SRD, tiles))
+  return expert_tiles.combine(y_SRD, routes.weight_NK, *places)
 
 
 def expert_of(layer: nn.Module) -> structured.Structured:

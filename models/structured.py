@@ -17,6 +17,7 @@ import numpy as np
 from models import core_chain
 from models import core_fit
 from models import factorize
+from models import fused_structured
 
 
 class Structured(nn.Module, kw_only=True):
@@ -30,6 +31,7 @@ class Structured(nn.Module, kw_only=True):
     transformers from blowing up (arXiv 2406.06248, section 5.2).
   recompute: what is between two cores is computed again in the backward pass
     instead of being stored.
+  fused: on GPUs two block cores are one kernel (models.fused_structured).
   dtype: of the computation; parameters are float32.
 
   The deviation of a core is fan_in^-1/2 min(1, sqrt(fan_out / fan_in)), which
@@ -41,6 +43,7 @@ class Structured(nn.Module, kw_only=True):
   gain: float = 1.0
   cap: bool = False
   recompute: bool = False
+  fused: bool = True
   dtype: str = 'float32'
 
   def chain(self, d_in: int, d_out: int) -> core_chain.Chain:
@@ -68,6 +71,8 @@ class Structured(nn.Module, kw_only=True):
       kernels.append(kernel.astype(self.dtype))
     tokens = x.reshape(-1, d_in).astype(self.dtype)
     run = functools.partial(core_chain.contract, chain)
+    if self.fused:
+      run = fused_structured.fastest(chain, tokens.shape[0])
     if self.recompute:
       run = jax.checkpoint(run)
     out = run(kernels, tokens)
@@ -302,10 +307,8 @@ class Einsum(Structured, kw_only=True):
     sums = [round(sum(self.theta[i : i + 3]), 9) for i in (0, 3)]
     if not all(math.isclose(total, 1, abs_tol=1e-6) for total in sums):
       near = [
-        round(exponent / (total or 1), 6)
-        for total, part in zip(sums, (self.theta[:3], self.theta[3:6]),
-                               strict=True)
-        for exponent in part
+        round(exponent / (sums[i // 3] or 1), 6)
+        for i, exponent in enumerate(self.theta[:6])
       ]
       if not all(sums):
         near = [0.5, 0.0, 0.5, 0.0, 0.5, 0.5]

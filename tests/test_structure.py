@@ -120,7 +120,7 @@ def test_a_sweep_is_the_training_at_every_rate(config):
   adam = optimizer.AdamW(learning_rate=1e-2, warmup_steps=1)
   config = dataclasses.replace(config, optimizer=adam, initial=())
   batches = coordinates.read_batches(config, 3)
-  found = rate_sweep.sweep(config, (1e-3, 3e-2), batches)
+  found = rate_sweep.sweeper(config, 3)(config.seed, (1e-3, 3e-2), batches)
   other = dataclasses.replace(adam, learning_rate=3e-2).build(3)
   init, key = jax.random.split(jax.random.key(config.seed))
   params = jax.jit(config.model.init)(init, batches[0]['ids'][:1])['params']
@@ -152,8 +152,23 @@ def test_the_table_of_a_sweep_marks_the_best_rates():
   lines = rate_sweep.table(rates, found)
   assert lines[2].split() == ['0.01', '2.0000*', '1.9000*', '2.0000*', '1.9000']
   assert lines[4].endswith('0.01, 0.01, at one place')
-  assert lines[5].endswith('0.01, 0.001, 1 rates apart')
-  assert lines[6] == 'none: a best rate stands at an end; give more of them'
+  assert lines[5].startswith('transfer: least of parabolas at 0.00')
+  assert lines[6].endswith('0.01, 0.001, 1 rates apart')
+  assert lines[7] == 'none: a best rate stands at an end; give more of them'
+
+
+def test_the_best_rate_between_those_tried():
+  rates = (1e-3, 2e-3, 4e-3, 8e-3)
+  # (log2 of the rate over 3e-3)^2: least at 3e-3, wherever it was tried.
+  losses = tuple(math.log2(rate / 3e-3) ** 2 for rate in rates)
+  found = rate_sweep.vertex(rates, rate_sweep.Column('', 1, losses))
+  assert found == pytest.approx(3e-3)
+  falling = rate_sweep.Column('', 1, (4.0, 3.0, 2.0, 1.0))
+  assert rate_sweep.vertex(rates, falling) is None
+  column = rate_sweep.Column('transfer', 8, losses, (0.01, 0.02, 0.01, 0.03))
+  lines = rate_sweep.table(rates, [column, column._replace(width=16)])
+  assert lines[-2].endswith('at 0.003, 0.003, within a factor 1.00')
+  assert lines[-1].endswith('over seeds are at most 0.030')
 
 
 def test_the_share_of_teachers_falls_along_a_cosine():

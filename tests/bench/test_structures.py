@@ -61,3 +61,34 @@ def test_the_command_prints_every_structure(capsys, monkeypatch):
   text = capsys.readouterr().out
   rows = re.findall(r'^\| d=16, T=32 \| (.*?) \|', text, re.M)
   assert rows == list(structures.LAYERS)
+
+
+def test_a_gpu_has_rows_without_the_kernel():
+  found = structures.plain(structures.LAYERS)
+  added = [name for name in found if name not in structures.LAYERS]
+  assert added == [
+    'Monarch, 4 blocks, plain', 'BTT, r=1, plain', 'BTT, r=4, plain'
+  ]  # fmt: skip
+  for name in added:
+    layer = structures.LAYERS[name.removesuffix(', plain')]
+    assert layer.fused and found[name] == layer.clone(fused=False)
+
+
+def test_numbers_of_two_bytes_halve_the_traffic_of_activations():
+  cost = structures.Cost(macs=0, params=256)
+  size = structures.Size(16, 32, 'bfloat16')
+  assert cost.floor(size, 1.0, 1.0) == 2 * 4 * 512 + 4 * 2 * 256
+
+
+@pytest.mark.slow
+def test_the_command_alone_prints_a_table_per_width(capsys, monkeypatch):
+  monkeypatch.setattr(host, 'keep_memory', lambda: None)
+  layers = {name: structures.LAYERS[name] for name in ('dense', 'BTT, r=1')}
+  monkeypatch.setattr(structures, 'LAYERS', layers)
+  monkeypatch.setattr(structures, 'rates', lambda *_: (1e12, 1e12))
+  structures.main(['16', '32'], 8, 1)
+  text = capsys.readouterr().out
+  rows = re.findall(r'^\| d=(\d+), T=8 \| (.*?) \|', text, re.M)
+  assert rows == [(d, name) for d in ('16', '32') for name in layers]
+  with pytest.raises(SystemExit, match='--widths=a must be widths'):
+    structures.main(['a'], None, 1)

@@ -2,6 +2,7 @@
 
 import math
 from types import SimpleNamespace
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ from jax.extend import core
 from configs import blt_1b
 from configs import blt_8b
 from models import byte_latent
+from models import event_lm
+from models import execution
 from models import flops
 from models import linear
 from models import lm
@@ -89,7 +92,10 @@ def traced(model, *, rows=1, length=LENGTH, gradient=False):
     return model.apply({'params': params}, ids)[0].sum()
 
   function = jax.grad(forward) if gradient else forward
-  return matmul_flops(jax.make_jaxpr(function)(params).jaxpr) / (rows * length)
+  # How often a loop over tiles of experts runs is not told by the program.
+  with mock.patch.object(execution, 'tiles_in_turn', lambda: False):
+    jaxpr = jax.make_jaxpr(function)(params).jaxpr
+  return matmul_flops(jaxpr) / (rows * length)
 
 
 def weighted_sums(model):
@@ -122,6 +128,37 @@ def test_count_is_that_of_the_traced_program(model):
   found = flops.computed(model, length=LENGTH, rows=2)
   expected = traced(model, rows=2) + weighted_sums(model)
   assert found.total == pytest.approx(expected, rel=1e-12)
+
+
+EVENTS = event_lm.EventLM(
+  trunk=stacks.Stack(width=16, layers=1, heads=2, hidden=24),
+  columns=(100, 6, 5, 4),
+  stride=2,
+  cell_width=8,
+)
+
+
+def test_cells_read_their_history_once_per_group():
+  deeper = EVENTS.clone(trunk=EVENTS.trunk.copy(layers=3))
+  # Two positions for four cells, of which a query sees half on average.
+  positions = LENGTH // 2
+  block = 4 * 16**2 + 3 * 16 * 24
+  for count, keys in (
+    (flops.per_byte, (positions + 1) / 2),
+    (flops.computed, positions),
+  ):
+    parts, more = (count(m, length=LENGTH) for m in (EVENTS, deeper))
+    added = 2 * 2 * 0.5 * (block + 2 * 16 * keys)
+    assert more.total - parts.total == pytest.approx(added)
+    assert parts.latent == pytest.approx(added / 2)
+    assert more.decoder == parts.decoder > 0
+
+
+def test_heads_of_cells_are_as_wide_as_their_columns():
+  wide = EVENTS.clone(columns=(300, 6, 5, 4))
+  parts, more = (flops.per_byte(m, length=LENGTH) for m in (EVENTS, wide))
+  # One cell in four has 200 ids more.
+  assert more.total - parts.total == pytest.approx(2 * 8 * 200 / 4)
 
 
 @pytest.mark.parametrize('window', [40, None])
