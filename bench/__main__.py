@@ -116,6 +116,8 @@ def _long(sizes: long.Sizes) -> None:
     f' {sizes.model.layers}, batch 1.\n'
   )
   _table(long.decoding_rows(sizes, _ROUNDS.value))
+  print('One layer of that model, bytes drawn one after the other.\n')
+  _table(long.endless_rows(sizes))
 
 
 def _byte_latent(quick: bool, flops: float, memory: float) -> None:

@@ -39,13 +39,7 @@ ROW_LENGTH = 8192
 MEAN_PATCH_BYTES = 4.5
 TABLE_ROWS = 500_002
 
-# Projections of patches stay out of the tensor axis: one of them feeds a
-# column-parallel matmul, and two in a row are what the partitioner can get
-# wrong.
-SHARDINGS = (
-  (r'(patch_query|latent_input|patch_slots)/kernel$', ('fsdp', None)),
-  *sharding.TRANSFORMER,
-)
+SHARDINGS = sharding.BYTE_LATENT
 
 
 class Size(NamedTuple):

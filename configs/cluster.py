@@ -30,8 +30,6 @@ _LOST = (
   'Barrier',
 )
 
-_joined = False
-
 
 class Flags(NamedTuple):
   """The flags that describe a job."""
@@ -102,7 +100,8 @@ def join(job: Flags) -> None:
 def lost(error: Exception) -> str | None:
   """What to tell the user if an error is that of a process that is gone."""
   text = ' '.join(str(error).split())
-  if not _joined or not any(sign in text for sign in _LOST):
+  is_joined = jax.distributed.is_initialized()
+  if not is_joined or not any(sign in text for sign in _LOST):
     return None
   return (
     f'another process of the job was lost ({text[:200]}); start all of them'
@@ -116,7 +115,7 @@ def leave(text: str, code: int) -> None:
   An orderly end would wait for the others, and they may be waiting for this
   one: that its connections are closed is how they hear of it.
   """
-  if not _joined:
+  if not jax.distributed.is_initialized():
     return
   print(text, file=sys.stderr)
   if jax.process_index() == 0:
@@ -128,14 +127,12 @@ def leave(text: str, code: int) -> None:
 
 
 def _connect(*job: Any) -> None:
-  global _joined
   try:
     jax.distributed.initialize(
       *job,
       heartbeat_timeout_seconds=_SECONDS,
       shutdown_timeout_seconds=_SECONDS,
     )
-    _joined = True
   except (RuntimeError, ValueError) as error:
     reason = str(error).splitlines()[0]
     if not job:

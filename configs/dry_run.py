@@ -8,10 +8,14 @@ import jax
 from absl import flags
 
 from configs import base
+from configs import fitting
+from models import event_lm
 from models import flops
 from models import forward
 from models import patched
+from models import projections
 from training import estimate
+from training import traffic
 
 
 class Flags(NamedTuple):
@@ -60,12 +64,12 @@ def report(
   """
   # An accelerator would be taken by asking which one it is.
   jax.config.update('jax_platforms', 'cpu')
+  config = with_columns(config)
   model, length = config.model, config.row_length
   parts = flops.per_byte(model, length=length)
   rows = max(config.batch_size // config.accumulate // (devices or 1), 1)
   optimizer = config.optimizer.build(config.steps)
-  # See configs.stored.
-  scored = isinstance(getattr(model, 'entropy', None), patched.LMEntropy)
+  is_table = isinstance(model, event_lm.EventLM)
   return estimate.report(
     config,
     init=functools.partial(init, config, optimizer),
@@ -77,8 +81,37 @@ def report(
         model, flops.computed(model, length=length, rows=rows)
       ),
       patch_bytes=flops.usual_patch(model),
+      unit='cell' if is_table else 'byte',
     ),
-    stored=('entropy',) if scored else (),
+    stored=stored(model),
+    uses=uses(config),
     devices=devices,
     chip=chip,
+  )
+
+
+def with_columns(config: base.Config) -> base.Config:
+  """The config with what its model takes from the data, prepared if need be."""
+  if isinstance(config.model, event_lm.EventLM) and not config.model.columns:
+    return fitting.with_codec(config, None)
+  return config
+
+
+def stored(model: Any) -> tuple[str, ...]:
+  """Names of what batches of a model hold besides rows."""
+  if isinstance(model, event_lm.EventLM):
+    return 'label', 'value'
+  # See configs.stored.
+  scored = isinstance(getattr(model, 'entropy', None), patched.LMEntropy)
+  return ('entropy',) if scored else ()
+
+
+def uses(config: base.Config) -> tuple[traffic.Use, ...]:
+  """The projections of a config's model, found by tracing one of its rows."""
+  length = config.row_length
+  return tuple(
+    traffic.Use(
+      one.path, one.d_in, one.d_out, one.tokens / length, one.copies or 1
+    )
+    for one in projections.find(config.model, rows=1, length=length)
   )

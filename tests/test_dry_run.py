@@ -9,8 +9,11 @@ import pytest
 
 from configs import blt_bench
 from configs import dry_run
+from configs import events_card
 from configs import tiny
+from data import event_source
 from models import flops
+from training import sharding
 from training import step as step_lib
 
 
@@ -51,6 +54,52 @@ def test_report_of_a_byte_model_has_no_patches():
   text = dry_run.report(tiny.get_config(), init)
   assert 'patches' not in text
   assert 'entropy' not in text
+
+
+def test_report_says_what_devices_send():
+  config = blt_bench.get_config()
+  config = dataclasses.replace(
+    config,
+    batch_size=16,
+    mesh=sharding.MeshShape(fsdp=2, tensor=2, sequence=2),
+  )
+  text = ' '.join(dry_run.report(config, init, devices=16).split())
+  assert 'data 2 x fsdp 2 x tensor 2 x sequence 2 = 16 H100' in text
+  for part in (
+    'weights all-gather over fsdp',
+    'looked-up rows reduce-scatter over fsdp',
+    'hidden states all-reduce over tensor',
+    'keys, values all-gather over sequence',
+    'gradients all-reduce over data+sequence',
+  ):
+    assert part in text, part
+  assert 'by the roofline at most' in text
+  assert '450GB/s among 8 devices, 50GB/s beyond' in text
+
+
+def test_projections_are_used_by_the_tokens_they_see():
+  uses = {use.path: use for use in dry_run.uses(blt_bench.get_config())}
+  local = uses['model/local_encoder/block_0/attention/query']
+  assert (local.d_in, local.d_out, local.tokens) == (256, 256, 1.0)
+  latent = uses['model/latent_transformer/block_0/attention/query']
+  # A row of 512 bytes has room for 208 patches.
+  assert (latent.d_in, latent.tokens) == (512, 208 / 512)
+
+
+def test_tables_are_reported_by_cells_of_the_columns_in_their_data(tmp_path):
+  config = events_card.get_config()
+  config = dataclasses.replace(
+    config,
+    data=event_source.CardStream(users=10, events=4, directory=str(tmp_path)),
+  )
+  assert not config.model.columns
+  model = dry_run.with_columns(config).model
+  text = ' '.join(dry_run.report(config, init).split())
+  cells = config.batch_size * config.row_length
+  parts = flops.per_byte(model, length=config.row_length)
+  assert f'FLOPs per cell forward {parts.total / 1e3:.3g}k' in text
+  assert f'{3 * parts.total * cells / 1e9:.3g}G needed' in text
+  assert f'for {cells / 1e3:.3g}k cells' in text
 
 
 def test_report_uses_what_set_changed():

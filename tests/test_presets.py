@@ -11,24 +11,8 @@ import pytest
 
 from configs import base
 from configs import blt_paper
-from models import byte_latent
-from models import forward
-from models import ngrams
-from models import stacks
-from training import objectives
 from training import sharding
-from training import step as step_lib
 
-# Half the compile time; the partitioner is not affected.
-QUICK = {'xla_backend_optimization_level': 0}
-MESHES = [
-  (8, 1, 1),
-  (4, 2, 1),
-  (1, 8, 1),
-  (2, 2, 2),
-  (4, 1, 2),
-  (1, 4, 2),
-]
 SIZES = ('400m', '1b', '2b', '4b', '8b')
 # Millions: encoder, latent, decoder, n-gram tables, all with the entropy model
 # (arXiv 2412.09871, its table of models, counted on transformers' BLT).
@@ -116,73 +100,6 @@ def test_shardings_divide_every_large_array(name, mesh):
   # Norms and byte embeddings.
   assert all('scale' in p or 'embedding' in p for p in whole), whole
   assert sum(whole.values()) < 2e6
-
-
-def small_model():
-  """The layout of the presets, with a projection at every seam."""
-  local = stacks.Stack(16, 1, 2, 32, residual_gain=1.0, remat=True)
-  return byte_latent.ByteLatent(
-    encoder=local,
-    latent=stacks.Stack(
-      24, 2, 2, 32, residual_gain=1.0, scan_layers=True, remat=True
-    ),
-    decoder=local,
-    slots=2,
-    ngrams=ngrams.NgramEmbedding(sizes=(3, 4), rows=48),
-  )
-
-
-@functools.cache
-def gradient_parts():
-  """Rows of two documents and padding, whose patches share latent rows."""
-  model = small_model().clone(rows=2)
-  rng = np.random.default_rng(0)
-  ids = rng.choice(np.frombuffer(b'ab c', np.uint8), (8, 24)).astype('int32')
-  documents = 1 + (np.arange(24) >= np.arange(5, 13)[:, None]).astype('int32')
-  documents[::3, -2:] = 0
-  batch = {
-    'ids': ids + 4,
-    'targets': np.roll(ids, -1, 1) + 4,
-    'documents': documents,
-    'mask': (documents > 0).astype(np.float32),
-  }
-  shapes = jax.eval_shape(model.init, jax.random.key(0), ids)['params']
-  params = jax.tree.map(
-    lambda s: rng.normal(
-      1.0 if len(s.shape) == 1 else 0.0, s.shape[0] ** -0.5, s.shape
-    ).astype(np.float32),
-    shapes,
-  )
-  gradient = functools.partial(
-    step_lib.gradients,
-    objectives.NextToken(),
-    forward.pure(model),
-    accumulate=1,
-  )
-  expected = jax.jit(gradient, compiler_options=QUICK)(params, batch)[1]
-  return params, batch, gradient, expected
-
-
-@pytest.mark.parametrize('shape', MESHES, ids=str)
-def test_sharded_gradients_are_those_of_one_device(shape):
-  params, batch, gradient, expected = gradient_parts()
-  mesh = sharding.MeshShape(*shape).build()
-  placed = sharding.shard_tree(params, mesh, blt_paper.SHARDINGS)
-  rows = sharding.batch_sharding(mesh)
-  with jax.set_mesh(mesh):
-    found = jax.jit(gradient, compiler_options=QUICK)(
-      jax.device_put(params, placed),
-      jax.tree.map(lambda x: jax.device_put(x, rows), batch),
-    )[1]
-  for (path, leaf), other in zip(
-    jax.tree_util.tree_leaves_with_path(expected),
-    jax.tree.leaves(found),
-    strict=True,
-  ):
-    scale = max(float(jnp.abs(leaf).max()), 1e-3)
-    np.testing.assert_allclose(
-      other, leaf, atol=1e-4 * scale, err_msg=sharding.name(path)
-    )
 
 
 def test_training_settings_are_the_papers():

@@ -1,10 +1,14 @@
-"""What a run would need, without running it: memory, FLOPs, time.
+"""What a run would need, without running it: memory, FLOPs, traffic, time.
 
 Everything is computed from shapes: parameters and their shardings over an
 abstract mesh, the program of the gradient, and FLOPs that the caller counts.
-No array is made and no device is asked for.
+No array is made and no device is asked for. A step takes as long as the slowest
+of what a device does at once: FLOPs / peak, bytes moved / memory bandwidth,
+bytes sent / bandwidth of links or network. With all three at their best that
+is the roofline, whose MFU is needed FLOPs / (peak x its seconds).
 """
 
+import dataclasses
 import math
 import re
 import textwrap
@@ -15,9 +19,9 @@ import jax
 
 from training import liveness
 from training import sharding
+from training import traffic
 
 _MATRIX = re.compile(r'kernel$')
-_TABLE = re.compile(r'ngram_embed/table_\d+$')
 
 
 class Chip(NamedTuple):
@@ -25,21 +29,25 @@ class Chip(NamedTuple):
 
   flops: bf16 per second without sparsity. memory: bytes. bandwidth: bytes per
   second of that memory. link: bytes per second to its neighbours, one way.
+  joined: devices that links join. network: bytes per second and device beyond
+  them, one way.
   """
 
   flops: float
   memory: float
   bandwidth: float
   link: float
+  joined: int
+  network: float
 
 
 CHIPS = {
-  'A100': Chip(312e12, 80e9, 2.04e12, 300e9),
-  'H100': Chip(989e12, 80e9, 3.35e12, 450e9),
-  'H200': Chip(989e12, 141e9, 4.8e12, 450e9),
-  'v5e': Chip(197e12, 16e9, 0.82e12, 100e9),
-  'v5p': Chip(459e12, 95e9, 2.77e12, 300e9),
-  'v6e': Chip(918e12, 32e9, 1.64e12, 200e9),
+  'A100': Chip(312e12, 80e9, 2.04e12, 300e9, 8, 25e9),
+  'H100': Chip(989e12, 80e9, 3.35e12, 450e9, 8, 50e9),
+  'H200': Chip(989e12, 141e9, 4.8e12, 450e9, 8, 50e9),
+  'v5e': Chip(197e12, 16e9, 0.82e12, 100e9, 256, 3e9),
+  'v5p': Chip(459e12, 95e9, 2.77e12, 300e9, 8960, 6e9),
+  'v6e': Chip(918e12, 32e9, 1.64e12, 200e9, 256, 6e9),
 }
 
 
@@ -70,28 +78,33 @@ class Flops(NamedTuple):
 
   needed: of a train step without recomputation and masked pairs.
   computed: with them. patch_bytes: mean bytes of a patch, None without patches.
+  unit: what an id is, a byte or a cell of a table.
   """
 
   forward: dict[str, float]
   needed: float
   computed: float
   patch_bytes: float | None = None
+  unit: str = 'byte'
 
 
 class Estimate(NamedTuple):
   """A run on paper; `step` is the expected seconds of one.
 
-  rows: of a batch part on each device. utilisation: of the peak, by the FLOPs
-  that are needed.
+  sent: what every device sends in a step. rows: of a batch part on each device.
+  utilisation: of the peak, by the FLOPs that are needed; roofline: the most
+  that it can be.
   """
 
   mesh: jax.sharding.AbstractMesh
   parameters: dict[str, int]
   memory: Memory
+  sent: list[traffic.Sent]
   seconds: Seconds
   step: float
   rows: int
   utilisation: float
+  roofline: float
 
 
 def predict(
@@ -101,6 +114,7 @@ def predict(
   apply: Any,
   flops: Flops,
   stored: tuple[str, ...] = (),
+  uses: tuple[traffic.Use, ...] = (),
   devices: int | None = None,
   chip: str = 'H100',
   efficiency: float = 0.4,
@@ -108,7 +122,9 @@ def predict(
   """What a config's run would need.
 
   init: makes the train state, and is only traced.
-  stored: names of what batches hold besides rows.
+  stored: names of what batches hold besides rows; the parts of the model of
+    these names are not run.
+  uses: the projections, for what devices send of their inputs and outputs.
   devices: how many; None for one copy of the model.
   efficiency: assumed share of the chip's peak while computing; a step is
     never faster than the slowest resource.
@@ -128,56 +144,106 @@ def predict(
     config.objective, apply, state.params, config.row_length, stored
   )
   memory = memory_per_device(config, state, mesh, rows * per_row)
+  sent = traffic.sent(planned(config, mesh, stored), state.params, uses)
   # Per device.
   ids = config.batch_size * config.row_length / mesh.size
-  seconds = _seconds(
-    config, state.params, mesh, memory, CHIPS[chip], flops.computed * ids
+  known = CHIPS[chip]
+  seconds = Seconds(
+    flops.computed * ids / known.flops,
+    _moved(config, state.params, mesh, memory) / known.bandwidth,
+    sum(one.size / speed(known, mesh, one.axes) for one in sent),
   )
-  step = max(*seconds, seconds.compute / efficiency)
+  expected = max(*seconds, seconds.compute / efficiency)
+  needed = flops.needed * ids / known.flops
   return Estimate(
     mesh,
     _sizes_by_part(state.params),
     memory,
+    sent,
     seconds,
-    step,
+    expected,
     rows,
-    flops.needed * ids / step / CHIPS[chip].flops,
+    needed / expected,
+    needed / max(seconds),
   )
+
+
+def planned(
+  config: Any, mesh: Any, stored: tuple[str, ...] = ()
+) -> traffic.Step:
+  """What a config's step is to its devices; stored as in `predict`."""
+  return traffic.Step(
+    mesh=mesh,
+    rules=config.shardings,
+    ids=config.batch_size * config.row_length // config.accumulate,
+    parts=config.accumulate,
+    unused=tuple(f'{name}/' for name in stored),
+    frozen=config.optimizer.frozen,
+  )
+
+
+def speed(chip: Chip, mesh: Any, axes: tuple[str, ...]) -> float:
+  """Bytes per second and device of rings along mesh axes.
+
+  Where a ring leaves the devices that links join, those of its devices that are
+  joined share the network of all of them.
+  """
+  joined, whole, stride = 1, 1, 1
+  for axis, size in reversed(mesh.shape.items()):
+    if axis in axes:
+      whole *= size
+      joined *= min(max(chip.joined // stride, 1), size)
+    stride *= size
+  return chip.link if joined == whole else min(chip.link, joined * chip.network)
 
 
 def report(config: Any, *, flops: Flops, chip: str = 'H100', **how: Any) -> str:
   """The lines that a dry run of a config prints; arguments as `predict`."""
   found = predict(config, flops=flops, chip=chip, **how)
   ids = config.batch_size * config.row_length
-  axes = ' x '.join(f'{n} {v}' for n, v in found.mesh.shape.items())
   least = ', '.join(f'{n} {v:.3g}' for n, v in found.seconds._asdict().items())
   patches = f'patches of {flops.patch_bytes or 1:.3g} bytes; '
+  known, unit, mesh = CHIPS[chip], flops.unit, found.mesh
   lines = {
-    'mesh': f'{axes} = {found.mesh.size} {chip}',
+    'mesh': f'{sharding.described(mesh.shape)} = {mesh.size} {chip}',
     'parameters': _sum(found.parameters),
     'memory per device': _memory_line(found, chip),
-    'FLOPs per byte': f'forward {_forward_line(flops.forward)}',
+    f'FLOPs per {unit}': f'forward {_forward_line(flops.forward)}',
     'FLOPs per step': (
       f'{_short(flops.needed * ids)} needed, {_short(flops.computed * ids)}'
-      f' computed, for {_short(ids)} bytes'
+      f' computed, for {_short(ids)} {unit}s'
     ),
+    'sent per step': f'by each device {_sent_line(found.sent)}',
     'seconds per step': f'{found.step:.3g}; at the least: {least}',
+    'MFU': (
+      f'{100 * found.utilisation:.0f}%; by the roofline at most'
+      f' {100 * found.roofline:.0f}%, needed FLOPs / (peak x the longest of'
+      ' computed FLOPs / peak, bytes moved / memory bandwidth, bytes sent /'
+      ' bandwidth)'
+    ),
     'run': (
-      f'{_short(config.steps * ids)} bytes in {config.steps} steps,'
+      f'{_short(config.steps * ids)} {unit}s in {config.steps} steps,'
       f' {config.steps * found.step / 86400:.3g} days;'
-      f' {_short(ids / found.step)} bytes per second,'
-      f' {100 * found.utilisation:.0f}% of the peak in needed FLOPs'
+      f' {_short(ids / found.step)} {unit}s per second'
     ),
     'assumed': (
       f'{patches if flops.patch_bytes else ""}'
       f'{100 * how.get("efficiency", 0.4):.0f}% of the bf16 peak while'
       ' computing; float32 gradients, split as parameters are; activations as'
       f' traced for {found.rows} rows per device, attention by matmuls, not'
-      ' split over tensor; links carry no activations but looked-up rows'
+      ' split over tensor and sequence; a device sends while it computes;'
+      f' {chip}: {_short(known.flops)}FLOP/s, {_short(known.bandwidth)}B/s of'
+      f' memory, {_short(known.link)}B/s among {known.joined} devices,'
+      f' {_short(known.network)}B/s beyond'
     ),
   }
   return '\n'.join(
-    textwrap.fill(f'{name:18}{line}', 100, subsequent_indent=' ' * 18)
+    textwrap.fill(
+      f'{name:18}{line}',
+      100,
+      subsequent_indent=' ' * 18,
+      break_on_hyphens=False,
+    )
     for name, line in lines.items()
   )
 
@@ -186,17 +252,12 @@ def abstract_mesh(
   shape: sharding.MeshShape, devices: int | None = None
 ) -> jax.sharding.AbstractMesh:
   """The mesh of so many devices that are not there; None for the fewest."""
-  fixed = shape.fsdp * shape.tensor
-  least = max(fixed * max(shape.data, 1), 1)
-  devices = least if devices is None else devices
-  data = devices // max(fixed, 1) if shape.data == -1 else shape.data
-  sizes = {'data': data, 'fsdp': shape.fsdp, 'tensor': shape.tensor}
-  if min(sizes.values()) < 1 or math.prod(sizes.values()) != devices:
-    raise ValueError(
-      f'mesh data={shape.data} x fsdp={shape.fsdp} x tensor={shape.tensor} does'
-      f' not use {devices} devices; set mesh.data=-1 and a product of mesh.fsdp'
-      f' and mesh.tensor that divides them, or --devices={least}.'
-    )
+  fixed = dataclasses.replace(shape, data=max(shape.data, 1))
+  least = max(math.prod(dataclasses.astuple(fixed)), 1)
+  try:
+    sizes = shape.sizes(least if devices is None else devices)
+  except ValueError as error:
+    raise ValueError(f'{str(error)[:-1]}, or --devices={least}.') from error
   return jax.sharding.AbstractMesh(
     tuple(sizes.values()),
     tuple(sizes),
@@ -251,45 +312,16 @@ def _matrices(params: Any) -> list[Any]:
   ]
 
 
-def _table_widths(params: Any) -> int:
-  """Numbers that one byte looks up in n-gram tables."""
-  return sum(
-    leaf.shape[-1]
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params)
-    if _TABLE.search(sharding.name(path))
-  )
+def _moved(config: Any, params: Any, mesh: Any, memory: Memory) -> float:
+  """Bytes that a step moves through a device's memory at the least.
 
-
-def _seconds(
-  config: Any,
-  params: Any,
-  mesh: Any,
-  memory: Memory,
-  chip: Chip,
-  flops: float,
-) -> Seconds:
-  """Least seconds of a step.
-
-  Memory: matrices three times per part, activations and the state once in and
-  once out. Links: per part, matrices gathered twice, rows of tables that are
-  split summed and their gradients gathered, and gradients summed.
+  Matrices three times per part, activations and the state once in and once out.
   """
-  parts, shape = config.accumulate, mesh.shape
+  parts = config.accumulate
   # bf16 copies of what a device multiplies with; gradients are float32.
-  whole = sum(leaf.size for leaf in _matrices(params)) / shape['tensor']
+  whole = sum(leaf.size for leaf in _matrices(params)) / mesh.shape['tensor']
   state = memory.parameters + memory.moments + memory.gradients * parts
-  moved = 2 * state + parts * (3 * 2 * whole + 2 * memory.activations)
-  fsdp, data = shape['fsdp'], shape['data']
-  gathered = (fsdp - 1) / fsdp * whole * (2 * 2 + 4)
-  # The devices of an fsdp group look up the rows of all its bytes.
-  tokens = config.batch_size * config.row_length / parts / data
-  looked_up = 3 * (fsdp - 1) / fsdp * tokens * 4 * _table_widths(params)
-  summed = 2 * (data - 1) / data * memory.parameters
-  return Seconds(
-    flops / chip.flops,
-    moved / chip.bandwidth,
-    parts * (gathered + looked_up + summed) / chip.link,
-  )
+  return 2 * state + parts * (3 * 2 * whole + 2 * memory.activations)
 
 
 def _sizes_by_part(params: Any) -> dict[str, int]:
@@ -319,6 +351,15 @@ def _memory_line(found: Estimate, chip: str) -> str:
   if fits:
     way = f'multiply accumulate by {found.rows // fits[-1]}'
   return f'{line}: DOES NOT FIT; {way}'
+
+
+def _sent_line(sent: list[traffic.Sent]) -> str:
+  """Bytes by purpose and kind, with the mesh axes."""
+  if not sent:
+    return 'nothing'
+  return _sum(
+    {f'{s.what} {s.kind} over {"+".join(s.axes)}': s.size for s in sent}, 'B'
+  )
 
 
 def _forward_line(parts: dict[str, float]) -> str:

@@ -8,7 +8,7 @@ moments end in the path of their parameter, so the same rules place them.
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,7 +17,8 @@ from jax.sharding import PartitionSpec as P
 
 Rules = tuple[tuple[str, tuple[Any, ...]], ...]
 
-BATCH_AXES = ('data', 'fsdp')
+# What rows of a batch are split over.
+BATCH_AXES = ('data', 'fsdp', 'expert')
 
 # Weights are split over fsdp; over tensor in the Megatron order (column-
 # parallel into a block's hidden width, row-parallel out of it), the only one
@@ -29,12 +30,53 @@ TRANSFORMER = (
   (r'ngram_embed/table_\d+$', ('fsdp', None)),
 )
 
+# Projections of patches stay out of the tensor axis: one of them feeds a
+# column-parallel matmul, and two in a row are what the partitioner can get
+# wrong.
+BYTE_LATENT = (
+  (r'(patch_query|latent_input|patch_slots)/kernel$', ('fsdp', None)),
+  *TRANSFORMER,
+)
+
+# Columns have any number of ids, which need not divide: tables and heads are
+# split by the width of the model.
+EVENTS = (
+  (r'embed/(ids|since)$', (None, 'fsdp')),
+  (r'(head_\d+|narrow\w*)/kernel$', ('fsdp', None)),
+  *TRANSFORMER,
+)
+
 # Kernels [blocks, fan-in, fan-out] of structured layers: the first core is
 # split in its fan-in, the others in their fan-out, which all structures have.
 STRUCTURED = (
   (r'core_0_kernel$', (None, 'fsdp', None)),
   (r'core_\d+_kernel$', (None, None, 'fsdp')),
   *TRANSFORMER,
+)
+
+# Two cores of a block tensor train or a Monarch matrix in the Megatron order:
+# the first output factor is what the first core makes and the blocks of the
+# second, the first input factor the blocks of the first, which the second sums.
+BLOCK_TRAIN = (
+  (r'(query|key|value|gate|up)/core_0_kernel$', (None, 'fsdp', 'tensor')),
+  (r'(query|key|value|gate|up)/core_1_kernel$', ('tensor', None, 'fsdp')),
+  (r'(output|down)/core_0_kernel$', ('tensor', 'fsdp', None)),
+  (r'(output|down)/core_1_kernel$', (None, 'tensor', 'fsdp')),
+  *STRUCTURED,
+)
+
+# Of mixtures, [experts, blocks, fan-in, fan-out]; also where whole feed-forward
+# layers are experts.
+EXPERTS = (
+  (
+    r'(experts|feed_forward/(gate|up|down))/core_0_kernel$',
+    ('expert', None, 'fsdp', None),
+  ),
+  (
+    r'(experts|feed_forward/(gate|up|down))/core_\d+_kernel$',
+    ('expert', None, None, 'fsdp'),
+  ),
+  *STRUCTURED,
 )
 
 
@@ -44,32 +86,56 @@ class MeshShape:
 
   data: copies of the model. fsdp: parts that weights and batch are split in.
   tensor: parts that each layer's hidden width is split in.
+  sequence: parts that every row's tokens are split in.
+  expert: parts that the experts of mixtures and the batch are split in.
   """
 
   data: int = -1
   fsdp: int = 1
   tensor: int = 1
+  sequence: int = 1
+  expert: int = 1
+
+  def __str__(self) -> str:
+    return described(dataclasses.asdict(self), '=')
+
+  def sizes(self, devices: int) -> dict[str, int]:
+    """Devices along every axis of the mesh, those of the last axis nearest.
+
+    Raises ValueError unless all of so many devices are used.
+    """
+    given = dataclasses.asdict(self)
+    names = (*BATCH_AXES, 'sequence', 'tensor')
+    sizes = {name: given[name] for name in names}
+    if self.data == -1:
+      others = math.prod(sizes.values()) // self.data
+      sizes['data'] = devices // max(others, 1)
+    if min(sizes.values()) < 1 or math.prod(sizes.values()) != devices:
+      raise ValueError(
+        f'mesh {self} does not use {devices} devices; set mesh.data=-1 and a'
+        ' product of the other axes that divides them.'
+      )
+    return sizes
 
   def build(
     self, devices: Sequence[jax.Device] | None = None
   ) -> jax.sharding.Mesh:
     """The mesh over `devices`, by default all of the job."""
     devices = jax.devices() if devices is None else devices
-    fixed = self.fsdp * self.tensor
-    data = len(devices) // max(fixed, 1) if self.data == -1 else self.data
-    sizes = {'data': data, 'fsdp': self.fsdp, 'tensor': self.tensor}
-    if min(sizes.values()) < 1 or math.prod(sizes.values()) != len(devices):
-      raise ValueError(
-        f'mesh data={self.data} x fsdp={self.fsdp} x tensor={self.tensor} does'
-        f' not use {len(devices)} devices; set mesh.data=-1 and a product of'
-        ' mesh.fsdp and mesh.tensor that divides them.'
-      )
+    sizes = self.sizes(len(devices))
     return jax.make_mesh(
       tuple(sizes.values()),
       tuple(sizes),
       axis_types=(jax.sharding.AxisType.Auto,) * len(sizes),
       devices=devices,
     )
+
+
+def described(sizes: Mapping[str, int], equals: str = ' ') -> str:
+  """Axes and their sizes; of the less usual ones those that are used."""
+  shown = {name: sizes[name] for name in ('data', 'fsdp', 'tensor')}
+  shown |= {name: size for name, size in sizes.items() if size != 1}
+  return ' x '.join(f'{name}{equals}{size}' for name, size in shown.items())
 
 
 def compile_rule(rule: str, field: str) -> re.Pattern[str]:
@@ -108,7 +174,7 @@ def shard_tree(tree: Any, mesh: jax.sharding.Mesh, rules: Rules) -> Any:
 
 
 def batch_sharding(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
-  """Rows of a batch are split over the data and fsdp axes."""
+  """Rows of a batch are split over BATCH_AXES."""
   return jax.sharding.NamedSharding(mesh, P(BATCH_AXES))
 
 

@@ -106,20 +106,46 @@ def test_links_carry_what_mesh_axes_split():
   chip = estimate.CHIPS['H100']
   alone = predicted(devices=1, data=1, fsdp=1)
   assert alone.seconds.links == 0
+  assert not alone.sent
   # Rings move the gradients twice but for a device's own share.
   copies = predicted(devices=8, data=8)
   expected = 2 * 7 / 8 * 4 * sum(copies.parameters.values())
   assert copies.seconds.links == pytest.approx(expected / chip.link)
   # Matrices come in bf16 twice and leave as float32 once; each of the 1024
-  # ids has two rows of 64 numbers, summed and then gathered.
+  # ids has a sum of 64 numbers, that comes, and whose gradient leaves; the rest
+  # is whole everywhere, and its gradients are summed.
   split = predicted(devices=8, fsdp=8)
-  matrices = sum(v for n, v in split.parameters.items() if n in BLOCKS)
   norms = 2 * 64 * 2
-  moved = 7 / 8 * (8 * (matrices - norms) + 3 * 4 * 1024 * 2 * 64)
+  matrices = sum(split.parameters[n] for n in ('block', 'head')) - norms
+  tables = split.parameters['ngram_embed']
+  rest = sum(split.parameters.values()) - matrices - tables
+  moved = 7 / 8 * (8 * matrices + 2 * 4 * 1024 * 64 + 2 * 4 * rest)
   assert split.seconds.links == pytest.approx(moved / chip.link)
 
 
-BLOCKS = ('block', 'head')
+def test_far_devices_are_reached_by_the_network():
+  chip = estimate.CHIPS['H100']
+  # Eight devices are joined by links; each has the network to itself.
+  mesh = estimate.abstract_mesh(sharding.MeshShape(fsdp=8), 64)
+  assert estimate.speed(chip, mesh, ('fsdp',)) == chip.link
+  assert estimate.speed(chip, mesh, ('data',)) == chip.network
+  # A ring through all leaves eight devices at one of them.
+  assert estimate.speed(chip, mesh, ('data', 'fsdp')) == 8 * chip.network
+  mesh = estimate.abstract_mesh(sharding.MeshShape(fsdp=4, tensor=2), 64)
+  assert estimate.speed(chip, mesh, ('tensor',)) == chip.link
+  mesh = estimate.abstract_mesh(sharding.MeshShape(fsdp=16, tensor=2), 64)
+  assert estimate.speed(chip, mesh, ('fsdp',)) == 4 * chip.network
+
+
+def test_roofline_is_reached_where_only_computing_takes_time():
+  # A part of the FLOPs is not needed: three quarters at the most.
+  found = predicted(devices=1, data=1, fsdp=1)
+  seconds = max(found.seconds)
+  ideal = 9e6 * 8 * 128 / seconds / estimate.CHIPS['H100'].flops
+  assert found.roofline == pytest.approx(ideal)
+  assert found.utilisation <= found.roofline <= 0.75
+  if seconds == found.seconds.compute:
+    assert found.roofline == pytest.approx(0.75)
 
 
 def test_a_batch_that_does_not_fit_says_what_would():
@@ -174,5 +200,6 @@ def test_mesh_is_that_of_real_devices(sizes):
   found = estimate.abstract_mesh(shape, 8)
   assert found.shape == real.shape
   assert found.axis_types == real.axis_types
+  assert estimate.abstract_mesh(shape).axis_names == real.axis_names
   least = estimate.abstract_mesh(shape)
   assert least.size == max(sizes[0], 1) * sizes[1] * sizes[2]

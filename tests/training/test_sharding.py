@@ -1,6 +1,4 @@
-"""Every mesh over eight devices computes the gradients of one device."""
-
-import functools
+"""Meshes, the rules that place arrays, and batches over devices."""
 
 import jax
 import jax.numpy as jnp
@@ -8,134 +6,14 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from models import forward
-from models import lm
-from models import masks
-from models import ngrams
-from models import recall
-from training import objectives
+from tests.training import sharded_cases
 from training import optimizer
 from training import sharding
 from training import step as step_lib
 
-# Half the compile time; the partitioner is not affected.
-QUICK = {'xla_backend_optimization_level': 0}
-SLOW = pytest.mark.slow
-MESHES = [
-  pytest.param((8, 1, 1), marks=SLOW),
-  (4, 2, 1),
-  pytest.param((1, 8, 1), marks=SLOW),
-  (2, 2, 2),
-  pytest.param((4, 1, 2), marks=SLOW),
-  (1, 4, 2),
-]
-MODELS = {
-  'unrolled': lm.ByteLM(
-    width=16,
-    layers=2,
-    heads=4,
-    key_value_heads=1,
-    hidden=24,
-    masks=(masks.Causal(window=4), masks.Causal()),
-    ngrams=ngrams.NgramEmbedding(sizes=(3,), rows=64),
-    recall=recall.RecallEmbedding(sizes=(2,), reach=8),
-    query_key_norm=True,
-  ),
-  'scanned': lm.ByteLM(
-    width=16,
-    layers=2,
-    heads=4,
-    key_value_heads=2,
-    hidden=24,
-    ngrams=ngrams.NgramEmbedding(sizes=(3,), rows=64),
-    recall=recall.RecallEmbedding(sizes=(2,), reach=8),
-    tie_head=True,
-    scan_layers=True,
-    remat=True,
-  ),
-}
-
 
 def make_mesh(data, fsdp, tensor):
   return sharding.MeshShape(data, fsdp, tensor).build()
-
-
-def make_params(model):
-  """Parameters moved off the zeros whose gradients would hide errors."""
-  ids_BT = jnp.zeros((1, 8), jnp.int32)
-  params = jax.jit(model.init)(jax.random.key(0), ids_BT)['params']
-  leaves, tree = jax.tree.flatten(params)
-  rng = np.random.default_rng(0)
-  noisy = [
-    np.asarray(x + rng.normal(0, 0.2, x.shape), np.float32) for x in leaves
-  ]
-  return jax.tree.unflatten(tree, noisy)
-
-
-def make_batch(rows=16, length=12):
-  """Words that recur, several documents per row, padding, uneven masks."""
-  rng = np.random.default_rng(1)
-  ids_BT = rng.integers(4, 8, (rows, length + 1)).astype(np.int32)
-  starts_BT = rng.random((rows, length)) < 0.2
-  documents_BT = 1 + np.cumsum(starts_BT, axis=1, dtype=np.int32)
-  documents_BT[::5, -3:] = 0
-  mask_BT = rng.random((rows, length)) < np.linspace(0.1, 1, rows)[:, None]
-  return {
-    'ids': ids_BT[:, :-1],
-    'targets': ids_BT[:, 1:],
-    'documents': documents_BT,
-    'mask': (mask_BT & (documents_BT > 0)).astype(np.float32),
-  }
-
-
-@functools.cache
-def unsharded(name):
-  """Parameters, loss and gradients of a model on one device, without mesh."""
-  model = MODELS[name]
-  params = make_params(model)
-  gradient = jax.jit(
-    functools.partial(compute, model=model), compiler_options=QUICK
-  )
-  return params, jax.device_get(gradient(params, make_batch()))
-
-
-def compute(params, batch, *, model, accumulate=1):
-  objective = objectives.NextToken(z_loss=1e-3)
-  sums, grads = step_lib.gradients(
-    objective, forward.pure(model), params, batch, accumulate
-  )
-  return sums.loss, grads
-
-
-def assert_gradients_close(got, want):
-  for (path, a), b in zip(
-    jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True
-  ):
-    scale = np.abs(b).max()
-    assert scale > 1e-4, f'{path}: a gradient of zero proves nothing'
-    np.testing.assert_allclose(
-      np.asarray(a) / scale, b / scale, rtol=0, atol=2e-5, err_msg=str(path)
-    )
-
-
-@pytest.mark.parametrize('name', MODELS)
-@pytest.mark.parametrize('shape', MESHES, ids=str)
-def test_sharded_gradients_equal_unsharded_ones(name, shape):
-  params, (loss, grads) = unsharded(name)
-  mesh = make_mesh(*shape)
-  places = sharding.shard_tree(params, mesh, sharding.TRANSFORMER)
-  with jax.set_mesh(mesh):
-    # Accumulation cuts the batch, which lies over the devices, too.
-    accumulate = 2 if name == 'scanned' and shape == (2, 2, 2) else 1
-    gradient = jax.jit(
-      functools.partial(compute, model=MODELS[name], accumulate=accumulate),
-      out_shardings=(None, places),
-      compiler_options=QUICK,
-    )
-    batch = sharding.put_batch(make_batch(), sharding.batch_sharding(mesh))
-    sharded_loss, sharded = gradient(jax.device_put(params, places), batch)
-  np.testing.assert_allclose(sharded_loss, loss, rtol=1e-5)
-  assert_gradients_close(jax.device_get(sharded), grads)
 
 
 def place(name):
@@ -159,13 +37,14 @@ def place(name):
   return P()
 
 
-@pytest.mark.parametrize('name', MODELS)
+@pytest.mark.parametrize('name', ['unrolled', 'scanned'])
 def test_parameters_and_their_moments_lie_where_the_rules_say(name):
   mesh = make_mesh(2, 2, 2)
   transformation = optimizer.AdamW().build(10)
+  params = sharded_cases.params(name)
   state = jax.eval_shape(
     lambda params: step_lib.create(params, transformation, jax.random.key(0)),
-    unsharded(name)[0],
+    params,
   )
   places = sharding.shard_tree(state, mesh, sharding.TRANSFORMER)
   adam = next(part for part in places.optimizer if hasattr(part, 'mu'))
@@ -177,12 +56,117 @@ def test_parameters_and_their_moments_lie_where_the_rules_say(name):
       assert where == jax.sharding.NamedSharding(mesh, place(path)), path
   for where in (adam.count, places.step, places.key):
     assert where.is_fully_replicated
-  params = jax.device_put(unsharded(name)[0], places.params)
+  params = jax.device_put(params, places.params)
   block = params['blocks'] if name == 'scanned' else params['block_0']
   kernel = block['feed_forward']['gate']['kernel']
   assert kernel.shape[-2:] == (16, 24)
   for shard in kernel.addressable_shards:
     assert shard.data.shape[-2:] == (8, 12)
+
+
+OPTIMIZERS = {
+  'adam': optimizer.AdamW(frozen=('embed',)),
+  'momentum': optimizer.SGD(),
+  'muon': optimizer.Muon(),
+  'frozen': optimizer.Muon(frozen=('embed',)),
+}
+FEW = {('scanned', kind) for kind in OPTIMIZERS} | {
+  (name, 'frozen') for name in ('byte_latent', 'expert_layers')
+}
+
+
+@pytest.mark.parametrize(
+  ('name', 'kind'),
+  [
+    pytest.param(
+      name, kind, marks=() if (name, kind) in FEW else pytest.mark.slow
+    )
+    for name in sharded_cases.CASES
+    for kind in OPTIMIZERS
+  ],
+)
+def test_moments_lie_where_their_parameters_do(name, kind):
+  chosen = OPTIMIZERS[kind]
+  params, rules = sharded_cases.params(name), sharded_cases.CASES[name].rules
+  mesh = sharding.MeshShape(1, 2, 2, 1, 2).build()
+  moments = jax.eval_shape(chosen.build(10).init, params)
+  wanted = {
+    sharding.name(path): (leaf.shape, where.spec)
+    for (path, leaf), where in zip(
+      jax.tree_util.tree_leaves_with_path(params),
+      jax.tree.leaves(sharding.shard_tree(params, mesh, rules)),
+      strict=True,
+    )
+  }
+  found = sharding.shard_tree(moments, mesh, rules)
+  seen = set()
+  for (path, leaf), where in zip(
+    jax.tree_util.tree_leaves_with_path(moments),
+    jax.tree.leaves(found),
+    strict=True,
+  ):
+    ends = [p for p in wanted if sharding.name(path).endswith(f'/{p}')]
+    if ends:
+      longest = max(ends, key=len)
+      assert wanted[longest] == (leaf.shape, where.spec), path
+      seen.add(longest)
+  still = {p for p in wanted if chosen.frozen and 'embed' in p}
+  assert seen == set(wanted) - still
+
+
+EXPECTED = {
+  'byte_latent': {
+    'model/patch_query/kernel': P('fsdp', None),
+    'model/ngram_embed/table_3': P('fsdp', None),
+    'model/latent_transformer/blocks/attention/query/kernel': P(
+      None, 'fsdp', 'tensor'
+    ),
+    'model/decoder_cross_0/output/kernel': P('tensor', 'fsdp'),
+  },
+  'events': {
+    'embed/ids': P(None, 'fsdp'),
+    'embed/since': P(None, 'fsdp'),
+    'head_0/kernel': P('fsdp', None),
+    'narrow_before/kernel': P('fsdp', None),
+    'cell_0/down/kernel': P('tensor', 'fsdp'),
+  },
+  'block_train': {
+    'blocks/attention/query/core_0_kernel': P(None, None, 'fsdp', 'tensor'),
+    'blocks/attention/query/core_1_kernel': P(None, 'tensor', None, 'fsdp'),
+    'blocks/feed_forward/down/core_0_kernel': P(None, 'tensor', 'fsdp', None),
+    'blocks/feed_forward/down/core_1_kernel': P(None, None, 'tensor', 'fsdp'),
+  },
+  'low_rank': {
+    'block_0/attention/query/core_1_kernel': P(None, None, 'fsdp'),
+    'block_0/feed_forward/up/core_0_kernel': P(None, 'fsdp', None),
+  },
+  'expert_layers': {
+    'block_0/feed_forward/up/core_0_kernel': P('expert', None, 'fsdp', None),
+    'block_0/feed_forward/router/kernel': P(),
+    'block_0/attention/output/kernel': P('tensor', 'fsdp'),
+  },
+  'expert_projections': {
+    'block_0/feed_forward/up/experts/core_0_kernel': P(
+      'expert', None, 'fsdp', None
+    ),
+    'block_0/feed_forward/up/experts/core_1_kernel': P(
+      'expert', None, None, 'fsdp'
+    ),
+  },
+}
+
+
+@pytest.mark.parametrize('name', EXPECTED)
+def test_each_kind_of_model_has_rules_of_its_own(name):
+  params, rules = sharded_cases.params(name), sharded_cases.CASES[name].rules
+  mesh = sharding.MeshShape(1, 2, 2, 1, 2).build()
+  places = {
+    sharding.name(path): where.spec
+    for path, where in jax.tree_util.tree_leaves_with_path(
+      sharding.shard_tree(params, mesh, rules)
+    )
+  }
+  assert {path: places[path] for path in EXPECTED[name]} == EXPECTED[name]
 
 
 def test_batch_rows_stay_in_order_over_data_and_fsdp():
@@ -205,10 +189,23 @@ def test_batch_rows_stay_in_order_over_data_and_fsdp():
 )
 def test_mesh_takes_the_devices_that_remain(shape, sizes):
   mesh = make_mesh(*shape)
-  assert dict(mesh.shape) == dict(
-    zip(('data', 'fsdp', 'tensor'), sizes, strict=True)
-  )
+  used = {axis: size for axis, size in mesh.shape.items() if size > 1}
+  axes = zip(('data', 'fsdp', 'tensor'), sizes, strict=True)
+  assert used == {axis: size for axis, size in axes if size > 1}
   assert sharding.MeshShape().build(jax.devices()[:3]).shape['data'] == 3
+
+
+def test_axes_stand_from_the_farthest_devices_to_the_nearest():
+  mesh = sharding.MeshShape(1, 2, tensor=2, sequence=2).build()
+  assert mesh.axis_names == ('data', 'fsdp', 'expert', 'sequence', 'tensor')
+  numbers = np.vectorize(lambda device: device.id)(mesh.devices)
+  np.testing.assert_array_equal(numbers.ravel(), np.arange(8))
+  experts = sharding.MeshShape(expert=4).build()
+  assert dict(experts.shape) == {
+    'data': 2, 'fsdp': 1, 'expert': 4, 'sequence': 1, 'tensor': 1
+  }  # fmt: skip
+  with pytest.raises(ValueError, match='x tensor=1 x sequence=3 does not use'):
+    sharding.MeshShape(sequence=3).build()
 
 
 @pytest.mark.parametrize(
