@@ -67,7 +67,7 @@ def test_only_networks_may_be_named():
     ('layers', 2, 'arrays for a network of'),
     ('layers', 10**7, '10000000 layers'),
     ('width', 10**12, 'at most 16777216'),
-    ('width', 'wide', 'damaged file'),
+    ('width', 'wide', 'must be int'),
     ('masks', [0] * 100, '100 items'),
     ('heads', 3, 'heads'),
     ('heads', 0, 'damaged file'),
