@@ -56,7 +56,8 @@ def checked(tree: Any, directory: str | os.PathLike[str]) -> base.Config:
   try:
     config = base.from_json(tree)
   except ValueError as error:
-    raise ValueError(f'{directory}: {error}') from error
+    reason = ' '.join(str(error).split())
+    raise ValueError(f'{directory}: {reason}') from error
   parts = {'model': nn.Module, 'data': object, 'sampler': chain.Chain}
   for name, kind in parts.items():
     part = getattr(config, name, None)

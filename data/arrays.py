@@ -18,7 +18,8 @@ def offsets(path: pathlib.Path) -> np.ndarray:
         raise ValueError('another version')
       shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     except Exception as error:  # NumPy has a dozen classes for it.
-      raise ValueError(f'{path} is damaged ({error}); {way_out}') from error
+      reason = ' '.join(str(error).split())
+      raise ValueError(f'{path} is damaged ({reason}); {way_out}') from error
     start = file.tell()
   size = path.stat().st_size - start
   if dtype != np.int64 or shape != (size // 8,) or size % 8 or not size:
