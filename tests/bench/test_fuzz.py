@@ -35,9 +35,10 @@ def test_no_input_crashes_a_reader(name):
   counts = fuzz.try_inputs(fuzz.TARGETS[name], range(inputs))
   assert not counts.crashes
   assert counts.tried == inputs == counts.accepted + counts.refused
-  # The seeds are valid, and what is done to them is not.
+  # The seeds are valid, and what is done to them is not, but for texts that
+  # are all valid, and few damages of files of which some are never read.
   assert counts.accepted
-  assert counts.refused or name == 'prompt'
+  assert counts.refused or name in ('prompt', 'checkpoint')
 
 
 def test_inputs_depend_on_seed_target_and_number():
