@@ -17,7 +17,10 @@ def get_config() -> base.Config:
   stack = judge.stack.clone(width=96, layers=3, hidden=192)
   return dataclasses.replace(
     config,
-    model=config.model.clone(judge=judge.clone(stack=stack, hidden=192)),
+    # Nobody is seen twice, so that the whole model may learn from frauds.
+    model=config.model.clone(
+      judge=judge.clone(stack=stack, hidden=192, alone=False)
+    ),
     rows=event_fresh.FreshRows(**dataclasses.asdict(config.rows)),
     objective=column_nats.ColumnNats(label_weight=10.0),
     # 544,000 users.

@@ -27,10 +27,14 @@ class Judge(nn.Module):
 
   stack: transformer over events, whose linear and dtype are set.
   hidden: of the feed-forward layer before it.
+  alone: whether nothing else learns from the last column: these are its only
+    logits, and no gradient flows into what they are read from. Against
+    overfitting where the column has few examples of one of its values.
   """
 
   stack: stacks.Stack
   hidden: int = 128
+  alone: bool = False
   norm_epsilon: float = 1e-5
   linear: Any = linear.Dense()
   dtype: str = 'float32'
@@ -65,6 +69,8 @@ class Judge(nn.Module):
       [nats_BEJ / 4, jnp.where(seen_BEJ, jnp.exp(-nats_BEJ), 0.0)], axis=-1
     ).astype(self.dtype)
     feed = linear.of_role(self.linear, 'feed_forward')
+    if self.alone:
+      read_BED, x_BEF = jax.lax.stop_gradient((read_BED, x_BEF))
 
     def read(name: str, x: jax.Array) -> jax.Array:
       layer = feed.copy(

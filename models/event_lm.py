@@ -391,7 +391,10 @@ class EventLM(nn.Module):
       cache.judge,
       features=self.columns[-1],
     )
-    law = laws[-1]._replace(logits_BEV=laws[-1].logits_BEV + logits_BEV)
+    if self.judge.alone:
+      law = laws[-1]._replace(logits_BEV=logits_BEV, copies=None)
+    else:
+      law = laws[-1]._replace(logits_BEV=laws[-1].logits_BEV + logits_BEV)
     new_B = tokens.document_BT.astype(bool).sum(axis=1)
     late_BD = event_history.latest(late_BSD, new_B, 1)[:, 0]
     return law, cache._replace(judge=judged, late_BD=late_BD)

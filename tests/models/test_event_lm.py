@@ -271,6 +271,26 @@ def test_the_judge_reads_how_likely_other_cells_were():
     np.testing.assert_array_equal(moved > 1e-6, expected)
 
 
+def test_nothing_but_a_judge_alone_learns_from_the_last_column(params):
+  alone = MODEL.clone(judge=MODEL.judge.clone(alone=True))
+  ids, value, rank = draw_rows(2)
+  last = (np.arange(LENGTH) % COUNT == COUNT - 1)[None]
+
+  @jax.jit
+  def of_last(params):
+    log_p = forward.pure(alone)(
+      params, ids, np.ones_like(ids), value=value, rank=rank, target=ids
+    )
+    return jnp.sum(log_p * last), jnp.sum(log_p * ~last)
+
+  gradient = jax.jit(jax.jacrev(of_last))(params)
+  for is_last, found in zip((True, False), gradient, strict=True):
+    flat = traverse_util.flatten_dict(found)
+    moved = {path[0] for path, x in flat.items() if x.any()}
+    assert ('verdict' in moved) == is_last
+    assert (moved == {'verdict'}) == is_last
+
+
 def mixed(logits, gate, earlier, first):
   copies = event_cells.Copies(gate[..., 1:], gate[..., 0], earlier)
   law = event_cells.Law(logits, first, copies)
