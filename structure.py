@@ -1,9 +1,9 @@
 """Structured layers of a config: what they cost, and whether its rate holds.
 
-  python structure.py --config=configs/btt.py --plot=coordinates.png
+  python structure.py --config=configs/btt.py --plot=coordinates.svg
   python structure.py --config=configs/btt.py --sweep=1e-3,3e-3,1e-2
   python structure.py --config=configs/btt.py --layers
-  python structure.py --config=configs/btt.py --search --macs=20000
+  python structure.py --config=configs/btt.py --search --macs=5000
   python structure.py --config=configs/btt.py --convert=runs/dense \
     --workdir=runs/converted
 
@@ -11,7 +11,7 @@ Without more flags it compares the changes of activations at several widths.
 """
 
 import dataclasses
-import json
+import math
 import pathlib
 import re
 from collections.abc import Sequence
@@ -21,16 +21,16 @@ from absl import flags
 from configs import base
 from configs import command
 from configs import coordinates
+from configs import dry_run
 from configs import layer_table
+from configs import log_plot
 from configs import rate_sweep
 from configs import restore
 from configs import theta_search
 from configs import warm_start
-from training import checkpoint
 from training import estimate
 from training import host
 from training import manifest
-from training import workdir as workdir_lib
 
 _CONFIG = flags.DEFINE_string('config', None, 'Experiment file.')
 _SET = flags.DEFINE_multi_string('set', [], 'Field to change: path=value.')
@@ -41,7 +41,7 @@ _RULES = flags.DEFINE_list(
   'rules', ['transfer', 'width'], f'Of {", ".join(coordinates.RULES)}.'
 )
 _STEPS = flags.DEFINE_integer('steps', 10, 'Train steps.', lower_bound=1)
-_PLOT = flags.DEFINE_string('plot', None, 'PNG or SVG file to write.')
+_PLOT = flags.DEFINE_string('plot', None, 'SVG file to write.')
 _SWEEP = flags.DEFINE_list(
   'sweep', None, 'Learning rates to train with at every width.'
 )
@@ -96,6 +96,7 @@ def main(_: Sequence[str]) -> None:
     # The fields that a conversion changes are those of the run.
     if chosen != ['--convert']:
       config = base.override(config, _SET.value)
+      config = dry_run.with_columns(config)
     task = tasks[chosen[0]] if chosen else check
     task(config)
 
@@ -116,46 +117,33 @@ def search(config: base.Config) -> None:
 
 def sweep(config: base.Config) -> None:
   """Prints losses for every learning rate and width."""
-  rates = _numbers('sweep', _SWEEP.value, '1e-3,3e-3')
+  rates = tuple(sorted(set(_numbers('sweep', _SWEEP.value, '1e-3,3e-3'))))
   seeds = (config.seed + i for i in range(_SEEDS.value))
   batches = [
     coordinates.read_batches(dataclasses.replace(config, seed=s), _STEPS.value)
     for s in seeds
   ]
-  found = rate_sweep.columns(
-    config,
-    tuple(rates),
-    _numbers('factors', _FACTORS.value, '1,4'),
-    _RULES.value,
-    batches,
-  )
-  print('\n'.join(rate_sweep.table(tuple(rates), found)))
+  factors = _numbers('factors', _FACTORS.value, '1,4')
+  found = rate_sweep.columns(config, rates, factors, _RULES.value, batches)
+  print('\n'.join(rate_sweep.table(rates, found)))
 
 
 def convert(config: base.Config) -> None:
   """Makes a structured run of a dense one, and says what that costs."""
   if not _WORKDIR.value:
     raise ValueError('--workdir is missing; name a folder for the new run.')
-  workdir = pathlib.Path(_WORKDIR.value)
+  workdir = pathlib.Path(_WORKDIR.value).absolute()
   if workdir.exists() and any(workdir.iterdir()):
     raise ValueError(
-      f'--workdir={workdir} holds something already; name a new folder, since'
-      ' nothing is overwritten.'
+      f'--workdir={_WORKDIR.value} holds something already; name a new folder,'
+      ' since nothing is overwritten.'
     )
   run = restore.restore(_CONVERT.value)
   wanted = warm_start.target(run.config, config, _SET.value)
   made = warm_start.convert(run, wanted, _LEAD.value)
-  tree = base.to_json(made.config)
-  workdir_lib.write_config(workdir, tree)
-  with checkpoint.Checkpoints(workdir, config=tree) as checkpoints:
-    state = {'params': made.params}
-    checkpoints.save(made.config.steps, state, force=True)
-  stages = [stage._asdict() for stage in made.stages]
-  manifest.write_file(
-    workdir / 'conversion.json', json.dumps(stages, indent=2) + '\n'
-  )
+  warm_start.save(made, workdir)
   print('\n'.join(warm_start.table(made.stages)))
-  print(f'{workdir} holds the structured model')
+  print(f'{_WORKDIR.value} holds the structured model')
 
 
 def check(config: base.Config) -> None:
@@ -190,58 +178,66 @@ def _numbers(flag: str, texts: list[str], example: str) -> list[float]:
 
 
 def table(rule: str, points: list[coordinates.Point]) -> list[str]:
-  """Changes per step, a line for each activation, and the verdict."""
+  """Changes per step, a line for each activation, and the verdicts."""
+  first, last = points[0], points[-1]
   widths = ''.join(f'{point.width:>10}' for point in points)
   lines = [f'{rule:<24}{widths}  ratio']
-  for name in points[0].changes:
-    changes = [point.changes[name] for point in points]
+  rows = [(name, [p.changes[name] for p in points]) for name in first.changes]
+  rows += [(name, [p.layers[name] for p in points]) for name in first.layers]
+  ratios = {}
+  for name, changes in rows:
+    if not changes[0]:
+      raise ValueError(
+        f'--steps={_STEPS.value}: {name} does not move at width {first.width},'
+        ' as behind a layer of zeros; give more steps.'
+      )
+    ratios[name] = changes[-1] / changes[0]
     numbers = ''.join(f'{change:>10.4f}' for change in changes)
-    lines.append(f'{name:<24}{numbers}{changes[-1] / changes[0]:>7.2f}')
+    lines.append(f'{name:<24}{numbers}{ratios[name]:>7.2f}')
   losses = ''.join(f'{point.loss:>10.3f}' for point in points)
-  name = watched(points[0])
-  ratio = points[-1].changes[name] / points[0].changes[name]
-  verdict = 'within' if _LEAST <= ratio <= _MOST else 'not within'
-  verdict += f' {_LEAST} to {_MOST}'
-  if rule != 'transfer':
-    verdict += f', {"below" if ratio < _LOST else "not below"} {_LOST}'
-  return [
-    *lines,
+  name = watched(first)
+  lines += [
     f'{"loss":<24}{losses}',
-    f'{name} moves {ratio:.2f} times as far at width {points[-1].width} as at'
-    f' {points[0].width}, {verdict}',
+    f'{name} moves {ratios[name]:.2f} times as far at width {last.width} as at'
+    f' {first.width}, {verdict(rule, ratios[name], ratios[name])}',
   ]
+  if first.layers:
+    own = [ratios[name] for name in first.layers]
+    mean = math.exp(sum(map(math.log, own)) / len(own))
+    lines.append(
+      f'structured layers move {min(own):.2f} to {max(own):.2f} times as far,'
+      f' {mean:.2f} in their geometric mean, {verdict(rule, mean, max(own))}'
+    )
+  return lines
+
+
+def verdict(rule: str, mean: float, most: float) -> str:
+  """Whether a mean change keeps its size; of other rules, if all lose it."""
+  within = _LEAST <= mean <= _MOST
+  found = f'{"" if within else "not "}within {_LEAST} to {_MOST}'
+  if rule == 'transfer':
+    return found
+  return f'{found}, {"" if most < _LOST else "not "}below {_LOST}'
 
 
 def watched(point: coordinates.Point) -> str:
-  """What the verdict is about: what the last block leaves, if it is sown.
-
-  The norm after it has a scale of its own, which no rule slows down.
-  """
-  blocks = [x for x in point.changes if re.fullmatch(r'block_\d+/output', x)]
-  return max(blocks, key=lambda name: (len(name), name), default='final')
+  """The published activation: what the last block leaves, if it is sown."""
+  last = re.compile(r'(^|decoder/)blocks?(_\d+)?/output$')
+  blocks = filter(last.search, point.changes)
+  return max(blocks, key=lambda name: (len(name), name), default='logits')
 
 
 def plot(found: dict[str, list[coordinates.Point]], file: str) -> None:
   """Change of what is watched per step against width, a line per rule."""
-  try:
-    import matplotlib as mpl
-  except ImportError:
-    raise ValueError(
-      '--plot needs matplotlib; pip install -e ".[plot]", or leave it out.'
-    ) from None
-  mpl.use('Agg')
-  from matplotlib import pyplot
-
-  figure, axes = pyplot.subplots(figsize=(5, 4), layout='constrained')
-  for rule, points in found.items():
-    name = watched(points[0])
-    changes = [point.changes[name] for point in points]
-    axes.loglog([p.width for p in points], changes, marker='o', label=rule)
-  axes.set(xlabel='width', ylabel=f'change of {name} per step')
-  axes.legend()
-  pathlib.Path(file).parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(file)
-  pyplot.close(figure)
+  name = watched(next(iter(found.values()))[0])
+  lines = {
+    rule: [(point.width, point.changes[name]) for point in points]
+    for rule, points in found.items()
+  }
+  panel = log_plot.Panel(name, 'width', 'change per step', lines)
+  path = pathlib.Path(file)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  manifest.write_file(path, log_plot.draw([panel]))
 
 
 if __name__ == '__main__':

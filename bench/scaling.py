@@ -20,10 +20,10 @@ import jax
 from absl import flags
 
 from bench import exponents
-from bench import log_plot
 from bench import problems
 from bench import tables
 from configs import command
+from configs import log_plot
 from training import host
 from training import manifest
 

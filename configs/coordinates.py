@@ -2,10 +2,13 @@
 
 Under a rule that transfers (training.transfer) a step changes activations by
 as much in a wide model as in a narrow one (arXiv 2203.03466, appendix D.1).
+At the rate of a dense layer, cores of fan-in width^1/2 move them by width^-1/2
+(arXiv 2406.06248, section 3.2).
 """
 
 import dataclasses
 import functools
+import re
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -16,27 +19,45 @@ import numpy as np
 from configs import base
 from configs import initial
 from data import pipeline
+from models import forward
 from models import linear
+from models import mixture
+from models import structured
 from training import sharding
 from training import step as step_lib
 
 # transfer: that of every kernel; width: every kernel's rate goes with one over
 # the width, as if it were dense; none: one rate for all.
 RULES = ('transfer', 'width', 'none')
-_TABLES = r'(embedding|table_\d+)$'
+# Embeddings, scales of norms, gains of caps.
+_NO_KERNEL = r'(?<!kernel)$'
+_STRUCTURED = (
+  structured.Structured,
+  mixture.Mixture,
+  mixture.MixtureFeedForward,
+)
+# What Flax calls the output of a layer that is captured.
+_CALL = '/__call__'
 # What a wider model has more of.
-_WIDTHS = ('width', 'hidden', 'heads', 'key_value_heads')
+_WIDTHS = (
+  'width', 'hidden', 'heads', 'key_value_heads', 'cell_width', 'cell_hidden',
+)  # fmt: skip
+# Parts that have widths of their own.
+_PARTS = ('model', 'encoder', 'latent', 'decoder', 'trunk', 'judge', 'stack')
 
 
 class Point(NamedTuple):
   """One run: root mean square changes per step, and its last loss in nats.
 
   changes: by the path of what the model sows, and `logits`.
+  layers: of the outputs of structured layers, by their path in a block; means
+    over blocks.
   """
 
   width: int
   changes: dict[str, float]
   loss: float
+  layers: dict[str, float]
 
 
 def widened(model: nn.Module, factor: float) -> nn.Module:
@@ -55,7 +76,7 @@ def widened(model: nn.Module, factor: float) -> nn.Module:
           ' whole number; choose other factors.'
         )
       changed[field.name] = round(value * factor)
-    elif field.name in ('model', 'encoder', 'latent', 'decoder'):
+    elif field.name in _PARTS and value is not None:
       changed[field.name] = widened(value, factor)
   return model.clone(parent=None, **changed)
 
@@ -67,10 +88,17 @@ def at_width(config: base.Config, factor: float, rule: str) -> base.Config:
   given = config.optimizer.base
   dense = linear.with_linear(config.model, linear.Dense())
   reference = dense if given is None else given
+  multipliers = config.optimizer.multipliers
+  if rule == 'width':
+    slower = [
+      (rf'^(?=.*kernel$).*(?:{path})', value / factor)
+      for path, value in (*multipliers, ('kernel$', 1.0))
+    ]
+    multipliers = (*slower, *multipliers)
   optimizer = dataclasses.replace(
     config.optimizer,
     base=reference if rule == 'transfer' else None,
-    multipliers=(('kernel$', 1 / factor),) if rule == 'width' else (),
+    multipliers=multipliers,
   )
   # Both rules begin alike: only the rates differ.
   begin = () if rule == 'none' else (initial.LikeBase(reference),)
@@ -85,21 +113,18 @@ def at_width(config: base.Config, factor: float, rule: str) -> base.Config:
 def width_of(model: nn.Module) -> int:
   """Of the transformer; of one over patches, of the widest."""
   inner = getattr(model, 'model', model)
+  inner = getattr(inner, 'trunk', inner)
   return getattr(inner, 'latent', inner).width
 
 
 def measure(config: base.Config, batches: list[Any]) -> Point:
   """Trains on each batch once, at one rate, and measures on the first.
 
-  Embeddings stay as they are: no rule slows them down, and what they move
-  would hide what projections move.
+  Only kernels learn: no rule slows down embeddings, scales of norms and gains
+  of caps, and what they move would hide what kernels move.
   """
   model, optimizer = config.model, _unchanging(config, len(batches))
   probe = batches[0]
-
-  def apply(params: Any, ids: Any, documents: Any, **stored: Any) -> jax.Array:
-    extra = {f'{name}_BT': x for name, x in stored.items()}
-    return model.apply({'params': params}, ids, documents, **extra)[0]
 
   @jax.jit
   def observe(params: Any) -> dict[str, jax.Array]:
@@ -107,6 +132,9 @@ def measure(config: base.Config, batches: list[Any]) -> Point:
       {'params': params},
       probe['ids'],
       probe['documents'],
+      capture_intermediates=lambda module, method: (
+        method == '__call__' and isinstance(module, _STRUCTURED)
+      ),
       mutable=['intermediates'],
     )
     leaves = jax.tree_util.tree_leaves_with_path(sown['intermediates'])
@@ -117,7 +145,10 @@ def measure(config: base.Config, batches: list[Any]) -> Point:
   @jax.jit
   def distance(a: Any, b: Any) -> Any:
     return jax.tree.map(
-      lambda x, y: jnp.sqrt(jnp.mean(jnp.square(x - y))),
+      # Logits of what cannot be are the same infinity.
+      lambda x, y: jnp.sqrt(
+        jnp.mean(jnp.square(jnp.where(x == y, 0.0, x - y)))
+      ),
       a,
       b,
     )
@@ -126,7 +157,7 @@ def measure(config: base.Config, batches: list[Any]) -> Point:
     functools.partial(
       step_lib.train_step,
       objective=config.objective,
-      apply=apply,
+      apply=forward.counted(model),
       optimizer=optimizer,
     ),
     donate_argnames=('state',),
@@ -143,16 +174,28 @@ def measure(config: base.Config, batches: list[Any]) -> Point:
     moved.append(distance(after, before))
     before = after
   means = jax.tree.map(lambda *x: float(np.mean(x)), *moved)
-  return Point(width_of(model), means, float(metrics.loss))
+  changes = {k: x for k, x in means.items() if _CALL not in k}
+  return Point(width_of(model), changes, float(metrics.loss), _by_layer(means))
+
+
+def _by_layer(changes: dict[str, float]) -> dict[str, float]:
+  """Means over blocks of what is captured of calls."""
+  found: dict[str, list[float]] = {}
+  for path, change in changes.items():
+    layer, called, _ = path.partition(_CALL)
+    if called:
+      name = re.sub(r'(^|/)blocks?(_\d+)?/', r'\1', layer)
+      found.setdefault(name, []).append(change)
+  return {name: float(np.mean(several)) for name, several in found.items()}
 
 
 def _unchanging(config: base.Config, steps: int) -> Any:
-  """The optimizer at one rate, of all but embeddings."""
+  """The optimizer at one rate, of kernels."""
   return dataclasses.replace(
     config.optimizer,
     warmup_steps=0,
     final_ratio=1.0,
-    frozen=(*config.optimizer.frozen, _TABLES),
+    frozen=(*config.optimizer.frozen, _NO_KERNEL),
   ).build(steps)
 
 
@@ -163,5 +206,6 @@ def read_batches(config: base.Config, steps: int) -> list[Any]:
     row_length=config.row_length,
     batch_size=config.batch_size,
     seed=config.seed,
+    rows=config.rows,
   )
   return [jax.device_put(dataset[i]) for i in range(steps)]

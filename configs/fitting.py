@@ -47,26 +47,40 @@ def with_codec(
 ) -> base.Config:
   """Prepares the data, process 0 first; the config with its codec trained.
 
-  The model of a table takes its columns from the data.
+  The model of a table takes its columns from the data, and so does the one
+  that its learning rate was chosen for.
 
   stored: JSON of the run that is resumed, which keeps what it has learned.
   """
   data = base.from_json(stored).data if stored else config.data
   processes.first('prepare the data', data.trained)
   data = data.trained()
-  model = config.model
-  if isinstance(model, event_lm.EventLM):
-    columns = data.tokenizer.columns
-    model = model.clone(
-      columns=tuple(column.size for column in columns),
-      numbers=tuple(i for i, c in enumerate(columns) if c.is_binned),
-    )
-  return dataclasses.replace(config, data=data, model=model)
+  if not isinstance(config.model, event_lm.EventLM):
+    return dataclasses.replace(config, data=data)
+  columns = data.tokenizer.columns
+  return _with_columns(
+    dataclasses.replace(config, data=data),
+    tuple(column.size for column in columns),
+    tuple(i for i, column in enumerate(columns) if column.is_binned),
+  )
 
 
 def as_given(config: base.Config) -> base.Config:
   """The config without what was learned from data, no choice of the user."""
-  model = config.model
-  if isinstance(model, event_lm.EventLM):
-    model = model.clone(columns=(), numbers=())
-  return dataclasses.replace(config, data=config.data.untrained(), model=model)
+  config = dataclasses.replace(config, data=config.data.untrained())
+  if isinstance(config.model, event_lm.EventLM):
+    config = _with_columns(config, (), ())
+  return config
+
+
+def _with_columns(
+  config: base.Config, columns: tuple[int, ...], numbers: tuple[int, ...]
+) -> base.Config:
+  """The config with these columns in its model and in optimizer.base."""
+  model = config.model.clone(columns=columns, numbers=numbers)
+  optimizer = config.optimizer
+  if isinstance(optimizer.base, event_lm.EventLM):
+    optimizer = dataclasses.replace(
+      optimizer, base=optimizer.base.clone(columns=columns, numbers=numbers)
+    )
+  return dataclasses.replace(config, model=model, optimizer=optimizer)

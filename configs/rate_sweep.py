@@ -30,12 +30,14 @@ class Column(NamedTuple):
   A run whose loss is no number any more has an infinite one.
 
   errors: standard errors of these means over seeds; empty for a single one.
+  least: `vertex` of every seed by itself; empty if one has none.
   """
 
   rule: str
   width: int
   losses: tuple[float, ...]
   errors: tuple[float, ...] = ()
+  least: tuple[float, ...] = ()
 
 
 # (seed of the parameters, rates, batches) -> losses, one per rate.
@@ -117,8 +119,16 @@ def columns(
       with np.errstate(invalid='ignore'):
         spread_R = np.std(losses_SR, axis=0, ddof=1)
       errors = tuple(spread_R / len(batches) ** 0.5)
-    width = coordinates.width_of(one.model)
-    found.append(Column(rule, width, tuple(np.mean(losses_SR, axis=0)), errors))
+    least = [vertex(rates, tuple(losses_R)) for losses_R in losses_SR]
+    found.append(
+      Column(
+        rule,
+        coordinates.width_of(one.model),
+        tuple(np.mean(losses_SR, axis=0)),
+        errors,
+        () if None in least else tuple(least),
+      )
+    )
   return found
 
 
@@ -132,47 +142,63 @@ def table(rates: tuple[float, ...], found: list[Column]) -> list[str]:
   lines = [f'{"learning rate":<14}{heads}']
   for i, rate in enumerate(rates):
     numbers = ''.join(
-      f'{one.losses[i]:>15.4f}{"*" if best(one) == i else " "}' for one in found
+      f'{one.losses[i]:>15.4f}{"*" if best(one.losses) == i else " "}'
+      for one in found
     )
     lines.append(f'{rate:<14g}{numbers}')
   for rule in dict.fromkeys(one.rule for one in found):
-    places = [best(one) for one in found if one.rule == rule]
-    shown = ', '.join(f'{rates[i]:g}' for i in places)
-    apart = max(places) - min(places)
-    same = 'at one place' if not apart else f'{apart} rates apart'
-    lines.append(f'{rule}: the best rates by width are {shown}, {same}')
-    between = [vertex(rates, one) for one in found if one.rule == rule]
-    if None not in between:
-      shown = ', '.join(f'{rate:.3g}' for rate in between)
-      factor = max(between) / min(between)
-      lines.append(
-        f'{rule}: least of parabolas at {shown}, within a factor {factor:.2f}'
-      )
-    errors = [e for one in found if one.rule == rule for e in one.errors]
-    if errors:
-      worst = max(e for e in errors if not math.isnan(e))
-      lines.append(
-        f'{rule}: standard errors over seeds are at most {worst:.3f}'
-      )
-    if {0, len(rates) - 1} & set(places):
-      lines.append(f'{rule}: a best rate stands at an end; give more of them')
+    own = [one for one in found if one.rule == rule]
+    lines += (f'{rule}: {text}' for text in _verdicts(rates, own))
   return lines
 
 
-def best(column: Column) -> int:
-  """The index of the rate of least loss."""
-  return int(np.argmin(column.losses))
+def _verdicts(rates: tuple[float, ...], found: list[Column]) -> list[str]:
+  """Where the best rates of the widths of one rule stand."""
+  places = [best(one.losses) for one in found]
+  shown = ', '.join(f'{rates[i]:g}' for i in places)
+  apart = max(places) - min(places)
+  same = 'at one place' if not apart else f'{apart} rates apart'
+  lines = [f'the best rates by width are {shown}, {same}']
+  between = [vertex(rates, one.losses) for one in found]
+  if None not in between:
+    shown = ', '.join(
+      f'{rate:.3g}{_spread(one.least)}'
+      for rate, one in zip(between, found, strict=True)
+    )
+    factor = max(between) / min(between)
+    lines.append(
+      f'least of parabolas at {shown}, within a factor {factor:.2f}'
+      f' = 2^{math.log2(factor):.2f}'
+    )
+  errors = [e for one in found for e in one.errors if math.isfinite(e)]
+  if errors:
+    lines.append(f'standard errors over seeds are at most {max(errors):.3f}')
+  if {0, len(rates) - 1} & set(places):
+    lines.append('a best rate stands at an end; give more of them')
+  return lines
 
 
-def vertex(rates: tuple[float, ...], column: Column) -> float | None:
+def _spread(least: tuple[float, ...]) -> str:
+  """The standard error of a place over seeds, as a factor."""
+  if len(least) < 2:
+    return ''
+  return f' +- 2^{np.std(np.log2(least), ddof=1) / len(least) ** 0.5:.2f}'
+
+
+def best(losses: tuple[float, ...]) -> int:
+  """The index of the least loss."""
+  return int(np.argmin(losses))
+
+
+def vertex(rates: tuple[float, ...], losses: tuple[float, ...]) -> float | None:
   """The rate of least loss between those tried; None at an end of them."""
-  i = best(column)
+  i = best(losses)
   if not 0 < i < len(rates) - 1:
     return None
-  losses = column.losses[i - 1 : i + 2]
-  if not all(map(math.isfinite, losses)):
+  near = losses[i - 1 : i + 2]
+  if not all(map(math.isfinite, near)):
     return rates[i]
   # Centred, so that the parabola is well determined.
   x = np.log(rates[i - 1 : i + 2]) - math.log(rates[i])
-  square, slope, _ = np.polyfit(x, losses, 2)
+  square, slope, _ = np.polyfit(x, near, 2)
   return rates[i] * math.exp(-slope / (2 * square)) if square > 0 else rates[i]

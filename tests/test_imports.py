@@ -214,7 +214,7 @@ def test_every_dependency_has_an_exact_version():
 
 def test_every_import_is_declared():
   owners = importlib.metadata.packages_distributions()
-  known = declared('test', 'bench', 'tensorboard', 'tokens', 'plot')
+  known = declared('test', 'bench', 'tensorboard', 'tokens')
   ours = {*MAY_IMPORT, *FREE, *ENTRY_POINTS}
   for file in FILES:
     for name in third_party(file):

@@ -18,11 +18,24 @@ from training import sharding
 
 RULES = ('adam', 'sgd', 'muon')
 _CORE = re.compile(r'core_\d+_kernel$')
-_TABLE = re.compile(r'(embedding|table_\d+)$')
+# Tables that are added to activations, those of events below their own names.
+_TABLE = re.compile(
+  r'(embedding|table_\d+|\bembed/(ids|since|number_kernel)|^begin|^query)$'
+)
 
 
 def base_shapes(base: Any) -> dict[str, tuple[int, ...]]:
-  """Shapes of a Linen model's parameters by path; nothing is computed."""
+  """Shapes of a Linen model's parameters by path; nothing is computed.
+
+  Raises ValueError for one whose embeddings are its head: as embeddings they
+  keep their size and rate at every width, as a head they would have to shrink.
+  """
+  if getattr(base, 'tie_head', False):
+    raise ValueError(
+      'optimizer.base.tie_head=True: no rate of an embedding that is the head,'
+      ' too, holds at every width; set tie_head=False in base and model, or'
+      ' optimizer.base=None.'
+    )
   ids_BT = jax.ShapeDtypeStruct((1, 8), jnp.int32)
   params = jax.eval_shape(base.init, jax.random.key(0), ids_BT)['params']
   return _shapes(params)
@@ -128,10 +141,12 @@ def _deviation(
   same = base.get(path)
   if same is None or _CORE.search(path):
     return 1.0
+  # By name: of scanned layers the scales of norms are matrices too.
+  if _TABLE.search(path):
+    return np.sqrt(shape[-1] / same[-1])
   if _is_kernel(path):
     return np.sqrt(_narrowing(shape) / _narrowing(same))
-  # By name: of scanned layers the scales of norms are matrices too.
-  return np.sqrt(shape[-1] / same[-1]) if _TABLE.search(path) else 1.0
+  return 1.0
 
 
 def _narrowing(shape: tuple[int, ...]) -> float:

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from bench import exponents
-from bench import log_plot
+from configs import log_plot
 
 FLOPS = (1e10, 4e10, 16e10)
 

@@ -1,9 +1,11 @@
 """structure.py: the table of a coordinate check, and what it refuses."""
 
 import json
+import re
 
 import pytest
 
+from configs import coordinates
 from configs import restore
 from configs import theta_search
 from tests.commands import running
@@ -24,10 +26,7 @@ def get_config():
         structured.BlockTensorTrain(), head=linear.Dense(gain=0.0)
       ),
     ),
-    # Embeddings, which no rule slows down, would hide what kernels do.
-    optimizer=dataclasses.replace(
-      config.optimizer, learning_rate=3e-3, frozen=('embed',)
-    ),
+    optimizer=dataclasses.replace(config.optimizer, learning_rate=3e-3),
   )
 """
 
@@ -40,22 +39,77 @@ def experiment(folder):
 
 
 @pytest.mark.slow
-def test_rates_that_transfer_move_features_alike(run, experiment):
+def test_rates_that_transfer_move_features_alike(run, experiment, tmp_path):
+  picture = tmp_path / 'new' / 'changes.svg'
   result = run(
-    'structure', f'--config={experiment}', '--factors=1,16', '--steps=3'
-  )
+    'structure', f'--config={experiment}', '--factors=1,64', '--steps=4',
+    f'--plot={picture}',
+  )  # fmt: skip
   assert result.code == 0, result.err
-  assert result.out.startswith('transfer')
   lines = [line.split() for line in result.out.splitlines()]
-  assert lines[0] == ['transfer', '16', '256', 'ratio']
-  transfer, width = (
-    float(line[-1]) for line in lines if line[0] == 'block_0/output'
+  assert lines[0] == ['transfer', '16', '1024', 'ratio']
+  names = ('block_0/output', 'attention/query', 'feed_forward/down')
+  ratios = [
+    [float(x[-1]) for x in lines if x[0] == name and len(x) == 4]
+    for name in names
+  ]
+  transfer, width = zip(*ratios, strict=True)
+  # By the width alone a fan-in 64^1/2 as wide has a rate of 1 / 64.
+  assert max(width) < 0.2
+  # Alone, what begins with zeros moves by chance, too.
+  assert 0.6 < transfer[0] < 1.8 and min(transfer) > 0.3
+  means = re.findall(r'far, (.*) in their geometric', result.out)
+  assert 0.6 < float(means[0]) < 1.8 and float(means[1]) < 0.2
+  assert result.out.count('block_0/output moves') == 2
+  assert result.out.count('structured layers move') == 2
+  assert picture.read_text().count('<polyline') == 2
+
+
+def test_verdicts_on_changes(tmp_path):
+  module, own = running.load('structure')
+  running.parse(own, '--steps=3')
+  narrow = coordinates.Point(
+    16, {'block_1/output': 0.2, 'block_0/output': 0.1, 'logits': 1.0}, 5.5,
+    {'attention/query': 0.1, 'head': 0.2},
+  )  # fmt: skip
+  wide = coordinates.Point(
+    1024, {'block_1/output': 0.03, 'block_0/output': 0.2, 'logits': 0.5}, 5.5,
+    {'attention/query': 0.015, 'head': 0.05},
+  )  # fmt: skip
+  lines = module.table('width', [narrow, wide])
+  assert lines[1].split() == ['block_1/output', '0.2000', '0.0300', '0.15']
+  assert lines[-2] == (
+    'block_1/output moves 0.15 times as far at width 1024 as at 16, not within'
+    ' 0.8 to 1.6, below 0.2'
   )
-  # Of rates by the width alone, a fan-in 16^1/2 as wide takes 1 / 16.
-  assert 0.5 < transfer < 2
-  assert width < 0.5 * transfer
-  assert any('times as far at width 256 as at 16' in x for x in
-             result.out.splitlines())
+  assert lines[-1] == (
+    'structured layers move 0.15 to 0.25 times as far, 0.19 in their geometric'
+    ' mean, not within 0.8 to 1.6, not below 0.2'
+  )
+  same = module.table('transfer', [narrow, narrow._replace(width=64)])
+  assert [line.endswith(', within 0.8 to 1.6') for line in same[-2:]] == [1, 1]
+  silent = narrow._replace(changes=narrow.changes | {'logits': 0.0})
+  with pytest.raises(ValueError, match='--steps=3: logits does not move at'):
+    module.table('width', [silent, wide])
+  file = tmp_path / 'changes.svg'
+  module.plot({'width': [narrow, wide]}, str(file))
+  assert 'block_1/output' in file.read_text()
+
+
+def test_what_a_verdict_is_about():
+  module, _ = running.load('structure')
+
+  def watched(*names):
+    return module.watched(
+      coordinates.Point(8, dict.fromkeys(names, 1.0), 0.0, {})
+    )
+
+  deep = [f'block_{i}/output' for i in range(12)]
+  assert watched('final', *deep, 'logits') == 'block_11/output'
+  assert watched('blocks/output', 'final', 'logits') == 'blocks/output'
+  stacks = [f'model/local_{x}/block_0/output' for x in ('decoder', 'encoder')]
+  assert watched(*stacks, 'logits') == stacks[0]
+  assert watched('logits') == 'logits'
 
 
 def test_costs_of_layers_are_printed(run, experiment):
@@ -99,7 +153,7 @@ def test_a_run_becomes_a_structured_one(
   assert [stage['name'] for stage in stages] == [
     'dense', 'projected', 'after 2 steps'
   ]  # fmt: skip
-  dense, projected, trained = (stage['bits'] for stage in stages)
+  dense, projected, trained = (stage['score'] for stage in stages)
   # Of full rank, nothing is lost.
   assert abs(projected - dense) < 1e-3 and trained < dense
   assert f'{dense:.4f}' in result.out and f'{trained:.4f}' in result.out

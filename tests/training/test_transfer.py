@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from models import event_lm
 from models import linear
 from models import lm
+from models import stacks
 from models import structured
 from training import optimizer
 from training import transfer
@@ -66,6 +68,42 @@ def test_rates_are_the_published_ones():
     'norm/scale': 1.0,
     'embed/embedding': 1.0,
   }
+
+
+def test_rates_of_gradients_and_of_muon_against_a_dense_base():
+  params = {
+    'up': shapes_of(BTT(rank=4), 1024, 4096),
+    'down': {'kernel': np.zeros((4096, 1024))},
+    'head': {'kernel': np.zeros((1024, 260))},
+    'embed': {'embedding': np.zeros((260, 1024))},
+    'norm': {'scale': np.zeros(1024)},
+    'gain': np.ones(()),
+  }
+  base = {
+    'up/kernel': (256, 1024),
+    'down/kernel': (1024, 256),
+    'head/kernel': (256, 260),
+    'embed/embedding': (260, 256),
+    'norm/scale': (256,),
+    'gain': (),
+  }
+  # 1024 = 32 x 32 and 4096 = 64 x 64. Gradients by outputs / fan-in, of the
+  # 32 blocks [32, 64 x 4] and the 64 blocks [32 x 4, 64], halved for two cores.
+  dense = 1024 / 256
+  assert transfer.rates(params, base, rule='sgd') == pytest.approx({
+    'up/core_0_kernel': (32 * 256 / 32) / dense / 2,
+    'up/core_1_kernel': (64 * 64 / 128) / dense / 2,
+    'down/kernel': (1024 / 4096) / (256 / 1024),
+    'head/kernel': 1 / 4,
+    'embed/embedding': 4.0,
+    'norm/scale': 4.0,
+    'gain': 1.0,
+  })
+  # Muon's steps have the size that shapes ask for: two cores share one step.
+  found = transfer.rates(params, base, rule='muon')
+  cores = {name: rate for name, rate in found.items() if 'up/' in name}
+  assert set(cores.values()) == {0.5}
+  assert {x for name, x in found.items() if name not in cores} == {1.0}
 
 
 @pytest.mark.parametrize('rule', transfer.RULES)
@@ -126,6 +164,8 @@ def test_adam_moves_the_output_as_far_at_every_width(name):
 )
 def test_gradients_move_the_output_as_far_at_every_width(name):
   changes = [moved(LAYERS[name], d, 'sgd', 0.05) for d in (64, 256, 1024)]
+  # A dense layer by the rate, times the mean square of its inputs.
+  assert min(changes) > 0.8 * 0.05 and max(changes) < 1.6 * 0.05, changes
   assert max(changes) / min(changes) < 1.6, changes
 
 
@@ -196,6 +236,36 @@ def test_initial_sizes_are_those_of_the_base(scan):
   found = transfer.deviations(narrow, {'head/kernel': (16, 4)})
   # From 1 / 4 and 1 / 8 to what goes with 1 / fan-in.
   assert found == {'head/kernel': 0.5}
+
+
+def test_embeddings_of_events_keep_the_size_of_the_base():
+  def shapes(width):
+    model = event_lm.EventLM(
+      trunk=stacks.Stack(width=width, layers=1, heads=2, hidden=width),
+      columns=(5, 3),
+      numbers=(0,),
+      cell_width=width,
+      cell_hidden=2 * width,
+      reach=2,
+    )
+    return jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8), int))
+
+  wide = shapes(64)['params']
+  base = transfer._shapes(shapes(16)['params'])
+  factors = transfer.deviations(wide, base)
+  tables = {name for name, factor in factors.items() if factor == 2}
+  assert tables == {
+    'begin', 'query', 'embed/ids', 'embed/number_kernel', 'embed/since',
+  }  # fmt: skip
+  rates = transfer.rates(wide, base)
+  assert {rates[name] for name in tables} == {1.0}
+  assert rates['history/block_0/attention/query/kernel'] == 0.25
+
+
+def test_a_base_whose_embeddings_are_its_head_is_refused():
+  tied = model(16, linear.Dense()).clone(tie_head=True)
+  with pytest.raises(ValueError, match=r'base\.tie_head=True: .*set tie_h'):
+    optimizer.AdamW(base=tied).build(3)
 
 
 def test_a_kernel_that_the_base_lacks_is_named():

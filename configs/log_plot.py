@@ -86,7 +86,7 @@ def _panel(panel: Panel, colours: Mapping[str, str]) -> str:
     at = place(x, bottom)[0]
     parts.append(
       f'<path d="M{at:.1f} {_TOP}V{floor}" stroke="#ddd"/><text x="{at:.1f}"'
-      f' y="{floor + 16}" text-anchor="middle">{x:.0e}</text>'
+      f' y="{floor + 16}" text-anchor="middle">{x:g}</text>'
     )
   for y in ticks(bottom, top):
     at = place(left, y)[1]
