@@ -197,7 +197,7 @@ def read_draft(config: Any, params: Any, longest: int) -> engines.Source:
   if _DRAFT.value == 'self':
     step = patched.ahead(unhurried(config.model))
     return engines.Source(step, params, lambda *_: None)
-  run = restore.restore(_DRAFT.value)
+  run = restore.for_decoding(_DRAFT.value)
   if run.config.data.codec != config.data.codec:
     raise ValueError(
       f'--draft={_DRAFT.value} has another vocabulary than --checkpoint='
@@ -291,24 +291,22 @@ def write(job: Job) -> None:
   state, seen = engine.state, engine.see(engine.state)
   text = codecs.getincrementaldecoder('utf-8')('replace')
   show(header(job, 0) + text.decode(job.prompts[0]))
-  shown, progress, texts = 0, [], [b'']
+  shown, progress = 0, []
+  made = prompts.Growing(
+    job.codec, job.prompts, _NUM_SAMPLES.value, job.stops, _NUM_BYTES.value
+  )
+  texts = made.texts
   # An id may stand for several bytes, so there may be enough before the end.
   while not np.all(seen.done_B) and min(map(len, texts)) < _NUM_BYTES.value:
     state = engine.go_on(state)
     seen = engine.see(state)
-    texts = made(job, seen)
-    cuts = [job.stops.cut(t) for t in texts]
-    stopped_B = np.array([cut.is_stopped for cut in cuts])
-    texts = [
-      t[: c.length] if c.is_stopped else t
-      for t, c in zip(texts, cuts, strict=True)
-    ]
-    if stopped_B.any():
-      state = engine.stop(state, stopped_B)
+    made.add(seen.ids_BN, seen.length_B)
+    if made.stopped_B.any():
+      state = engine.stop(state, made.stopped_B)
       seen = engine.see(state)
     # What may begin a stop string waits; the end shows it.
-    show(text.decode(texts[0][shown : cuts[0].length]))
-    shown = cuts[0].length
+    show(text.decode(texts[0][shown : made.certain[0]]))
+    shown = made.certain[0]
     progress.append((time.perf_counter(), sum(map(len, texts))))
   show(text.decode(texts[0][shown:], final=True) + '\n')
   for row in range(1, len(texts)):
@@ -361,14 +359,6 @@ def write_trace(job: Job, seen: engines.Seen, sources: Any) -> None:
     sampler=sampler,
   )
   print(f'trace: {paths[0]}, {paths[1]}', file=sys.stderr)
-
-
-def made(job: Job, seen: engines.Seen) -> list[bytes]:
-  """The bytes of every row so far, at most as many as were asked for."""
-  texts = prompts.made(
-    job.codec, job.prompts, _NUM_SAMPLES.value, seen.ids_BN, seen.length_B
-  )
-  return [text[: _NUM_BYTES.value] for text in texts]
 
 
 def header(job: Job, row: int) -> str:

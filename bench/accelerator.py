@@ -18,17 +18,16 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from bench import accelerator_attention
 from bench import accelerator_sizes
 from bench import decoding
+from bench import queued
 from bench import samplers
 from bench import tables
 from bench import timing
 from configs import command
-from models import attention
 from models import flops
 from models import forward
-from models import masks
-from models import positions
 from samplers import chain
 from training import estimate
 from training import liveness
@@ -88,7 +87,9 @@ def report(
     'training': lambda: training_rows(sizes, rounds, peak, profile),
     'decoding': lambda: decoding_rows(sizes, rounds, peak),
     'samplers': lambda: sampler_rows(sizes, rounds),
-    'attention': lambda: attention_rows(sizes, rounds, peak),
+    'attention': lambda: accelerator_attention.rows(
+      sizes, rounds, peak.memory and _FILLED * peak.memory
+    ),
   }
   for part in PARTS:
     if part in parts:
@@ -118,17 +119,9 @@ def _chip(kind: str) -> str | None:
 def _matmul_flops(size: int) -> float:
   x = jnp.ones((size, size), jnp.bfloat16)
   product = jax.jit(jnp.matmul)
-  run = functools.partial(_several, lambda: product(x, x))
+  run = functools.partial(queued.several, lambda: product(x, x))
   run()
-  return 2 * size**3 * _REPEATS / min(timing.clock(run) for _ in range(3))
-
-
-# Programs queued at once, so that the device never waits for Python.
-_REPEATS = 8
-
-
-def _several(run: Any) -> None:
-  jax.block_until_ready([run() for _ in range(_REPEATS)])
+  return 2 * size**3 * queued.REPEATS / min(timing.clock(run) for _ in range(3))
 
 
 def training_rows(
@@ -312,71 +305,11 @@ def sampler_rows(
         ('draw alone, us', 'temperature(1)'),
       ):
         draw = functools.partial(jax.jit(chain.parse(text)), keys_B, logits_BV)
-        run = functools.partial(_several, draw)
+        run = functools.partial(queued.several, draw)
         run()
         seconds = timing.spread([timing.clock(run) for _ in range(rounds)])
-        row[name] = f'{1e6 * seconds.median / _REPEATS:.1f}'
+        row[name] = f'{1e6 * seconds.median / queued.REPEATS:.1f}'
       yield row
-
-
-def attention_rows(
-  sizes: accelerator_sizes.Sizes, rounds: int, peak: Peak
-) -> Iterator[dict[str, object]]:
-  """Lambda attention against full causal attention, in bf16."""
-  heads, width = sizes.heads
-  for length in sizes.lengths:
-    rng = np.random.default_rng(0)
-    arrays = tuple(
-      jnp.asarray(rng.normal(size=(1, length, heads, width)), jnp.bfloat16)
-      for _ in range(3)
-    )
-    for gradient in (False, True):
-      programs = {
-        name: _attention(mask, heads, width, gradient).lower(*arrays).compile()
-        for name, mask in (('Lambda', sizes.mask), ('full', masks.Causal()))
-      }
-      runs = {
-        name: functools.partial(_several, functools.partial(program, *arrays))
-        for name, program in programs.items()
-        if _fits(program, peak)
-      }
-      seconds = timing.interleaved(runs, rounds)
-      passes = 'forward and gradient' if gradient else 'forward'
-      row: dict[str, object] = {'attention': f'{passes}, {length}'}
-      for name, program in programs.items():
-        memory = program.memory_analysis().temp_size_in_bytes
-        spent = 'not run'
-        if name in seconds:
-          median = timing.spread(seconds[name]).median
-          spent = f'{1e3 * median / _REPEATS:.3g} ms'
-        row[name] = f'{spent}, {memory / 1e6:.0f} MB'
-      row['full over Lambda'] = '-'
-      if len(seconds) == 2:
-        row['full over Lambda'] = timing.ratio(
-          seconds['full'], seconds['Lambda']
-        )
-      yield row
-
-
-def _attention(mask: Any, heads: int, width: int, gradient: bool) -> Any:
-  layer = attention.Attention(heads, heads, width, mask, False, 'bfloat16')
-
-  def mix(*arrays: jax.Array) -> jax.Array:
-    ones_BT = jnp.ones((1, arrays[0].shape[1]), jnp.int32)
-    tokens = masks.row_tokens(ones_BT)
-    turn = positions.Rotary().turn(tokens.position_BT, width)
-    return layer.mix(*arrays, tokens, turn)[0]
-
-  def total(*arrays: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.square(mix(*arrays).astype(jnp.float32)))
-
-  return jax.jit(jax.grad(total, (0, 1, 2)) if gradient else mix)
-
-
-def _fits(program: jax.stages.Compiled, peak: Peak) -> bool:
-  memory = program.memory_analysis().temp_size_in_bytes
-  # Several of them are queued.
-  return not peak.memory or 2 * memory <= _FILLED * peak.memory
 
 
 def define_flags() -> None:

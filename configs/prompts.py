@@ -8,6 +8,7 @@ import numpy as np
 
 from data import codec
 from samplers import parallel
+from samplers import stop_strings
 
 
 def rows(
@@ -40,3 +41,48 @@ def made(
     spelling.decode(ids_BN[row, :length], begins=not texts[row // count])
     for row, length in enumerate(length_B)
   ]
+
+
+class Growing:
+  """The bytes of every row of `rows`, of which each id is decoded once.
+
+  texts: at most `most` bytes that go on from every prompt, up to the first
+    stop string; certain: how many of them may be shown, since no stop string
+    can begin there; stopped_B: where a stop string was found.
+  """
+
+  def __init__(
+    self,
+    spelling: codec.Codec,
+    texts: Sequence[bytes],
+    count: int,
+    stops: stop_strings.StopStrings,
+    most: int,
+  ) -> None:
+    self._spelling, self._stops, self._most = spelling, stops, most
+    self._begins = [not text for text in texts for _ in range(count)]
+    self._read = [0] * len(self._begins)
+    self.texts = [bytearray() for _ in self._begins]
+    self.certain = [0] * len(self._begins)
+    self.stopped_B = np.zeros(len(self._begins), bool)
+
+  def add(self, ids_BN: jax.Array, length_B: jax.Array) -> None:
+    """Reads what was added to the ids since."""
+    ids_BN, length_B = np.asarray(ids_BN), np.asarray(length_B)
+    for row in np.flatnonzero(~self.stopped_B):
+      self._add(row, ids_BN[row], length_B[row])
+
+  def _add(self, row: int, ids_N: np.ndarray, length: int) -> None:
+    text, read = self.texts[row], self._read[row]
+    begins = self._begins[row] and not read
+    if begins:
+      text.clear()
+    text += self._spelling.decode(ids_N[read:length], begins=begins)
+    if begins and len(text) < len(self._spelling.lead):
+      return  # It may belong to the lead: read again with what follows.
+    self._read[row] = length
+    del text[self._most :]
+    cut = self._stops.cut(text, self.certain[row])
+    self.certain[row], self.stopped_B[row] = cut
+    if cut.is_stopped:
+      del text[cut.length :]

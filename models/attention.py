@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from models import fused_window
 from models import key_parts
 from models import layer_cache
 from models import linear
@@ -199,6 +200,8 @@ class Attention(nn.Module):
     """Outputs of whole rows."""
     rule, mask = self._rule, self.mask
     length = value_BTGK.shape[1]
+    if fused_window.serves(mask, value_BTGK.shape):
+      return fused_window.attend(rule, queries, keys, value_BTGK, tokens)
     value_BGTK = value_BTGK.swapaxes(1, 2)
 
     def stand(key_BTGK: jax.Array | None) -> layer_cache.Keys | None:

@@ -1,9 +1,9 @@
-"""How structured layers run: by tokens, sizes and backend.
+"""How structured layers and attention run: by tokens, sizes and backend.
 
-Measured on two cores of an x86 CPU at widths of 64 to 1024. Tiles of tokens,
-one after the other, were slower there than all at once, also where what is
-between two cores is larger than the caches: XLA fuses the slices of a loop into
-permutations, which makes these slow.
+Layers were measured on two cores of an x86 CPU at widths of 64 to 1024. Tiles
+of tokens, one after the other, were slower there than all at once, also where
+what is between two cores is larger than the caches: XLA fuses the slices of a
+loop into permutations, which makes these slow.
 """
 
 import jax
@@ -12,6 +12,8 @@ import jax
 _FEW = 32
 # Tokens from which the cores' traffic is nothing beside that of activations.
 _MANY = 1024
+# Tokens of a row from which attention is one kernel: below, logits are few.
+_LONG = 256
 # Weights per layer that a dense one may have more and still be faster for one
 # token. On accelerators the time that three more kernels take to start, by
 # bandwidth; this number is no measurement.
@@ -45,6 +47,14 @@ def fuses(tokens: int) -> bool:
   """
   is_gpu = jax.default_backend() == 'gpu'
   return is_gpu and tokens >= _MANY and _is_one_device()
+
+
+def fuses_attention(length: int) -> bool:
+  """Whether rows of a length are worth one kernel (models.fused_window).
+
+  It is for GPUs; no measurement.
+  """
+  return jax.default_backend() == 'gpu' and length >= _LONG
 
 
 def decodes_faster_dense(saved: float) -> bool:

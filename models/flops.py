@@ -17,6 +17,8 @@ import numpy as np
 from models import blocks
 from models import byte_latent
 from models import event_lm
+from models import fused_window
+from models import image_mlp
 from models import linear
 from models import lm
 from models import masks
@@ -182,10 +184,12 @@ def _count(model: nn.Module, work: _Work) -> Parts:
     parts = _byte_latent(model, work)
   elif isinstance(model, event_lm.EventLM):
     parts = _event_lm(model, work)
+  elif isinstance(model, image_mlp.ImageMLP):
+    parts = _image_mlp(model, work)
   else:
     raise ValueError(
       f'model {type(model).__name__} has no FLOP count; models.flops knows'
-      ' ByteLM, ByteLatent and EventLM: add its matmuls there.'
+      ' ByteLM, ByteLatent, EventLM and ImageMLP: add its matmuls there.'
     )
   return Parts(*(2 * part for part in parts[:-1]), entropy=of_entropy)
 
@@ -233,10 +237,33 @@ def _event_lm(model: event_lm.EventLM, work: _Work) -> Parts:
   rate = events * groups / work.length
   inner = work._replace(length=events * groups, batch=work.tokens(rate))
   history = rate * _blocks(model.trunk, model.linear, inner)
-  inner = inner._replace(keys=computed_keys)
+  head_width = model.trunk.width // model.trunk.heads
+
+  def listed_keys(mask: Any, length: int) -> float:
+    """`computed_keys`, but of kernels none: they are no equations."""
+    if fused_window.serves(mask, (1, length, 1, head_width)):
+      return 0.0
+    return computed_keys(mask, length)
+
+  inner = inner._replace(keys=listed_keys)
   computed = rate * _blocks(model.trunk, model.linear, inner)
   rest = _traced(model, work.length) / work.length - computed
   return Parts(0.0, 0.0, 0.0, history, rest, 0.0, 0.0, 0.0)
+
+
+def _image_mlp(model: image_mlp.ImageMLP, work: _Work) -> Parts:
+  """Of a byte of an image, all of whose bytes share one pass."""
+  tokens, width = work.tokens(1 / model.pixels), model.width
+  layer = linear.of_role(model.linear, 'feed_forward')
+  blocks = macs(layer, model.pixels, width, tokens) + model.layers * (
+    macs(layer, width, 4 * width, tokens)
+    + macs(layer, 4 * width, width, tokens)
+  )
+  head = macs(
+    linear.of_role(model.linear, 'head'), width, model.classes, tokens
+  )
+  parts = (0.0, 0.0, 0.0, 0.0, blocks, 0.0, head, 0.0)
+  return Parts(*(part / model.pixels for part in parts))
 
 
 def _traced(model: nn.Module, length: int) -> int:
@@ -253,9 +280,14 @@ def _traced(model: nn.Module, length: int) -> int:
 
 
 def _products(program: Any) -> int:
-  """Multiply-adds of every dot_general of a jaxpr, as often as it runs."""
+  """Multiply-adds of every dot_general of a jaxpr, as often as it runs.
+
+  Those of kernels are left out, for they run as often as these decide.
+  """
   total = 0
   for equation in program.eqns:
+    if equation.primitive.name == 'pallas_call':
+      continue
     parts = [
       getattr(item, 'jaxpr', item)
       for value in equation.params.values()

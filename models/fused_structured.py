@@ -47,10 +47,14 @@ class Blocks(NamedTuple):
 
 
 class Tiles(NamedTuple):
-  """How many blocks a tile takes at once: of the input, of the output."""
+  """How many blocks a tile takes at once: of the input, of the output.
+
+  bond: numbers between two blocks, with those that fill up a tile.
+  """
 
   ins: int
   outs: int
+  bond: int
 
 
 def blocks(chain: core_chain.Chain) -> Blocks | None:
@@ -87,8 +91,9 @@ def tiles(sizes: Blocks) -> Tiles:
   outs = max(1, min(8, _COLUMNS // n2, _MIDDLE // rank))
   ins = max(1, min(_COLUMNS // m1, _MIDDLE // (outs * rank)))
   outs = max(outs, _SIDE // n2)
-  ins = max(ins, _SIDE // m1, _SIDE // (outs * rank))
-  return Tiles(ins, outs)
+  ins = max(ins, _SIDE // m1)
+  # More blocks would fill the tile as well, and the memory of a chip too.
+  return Tiles(ins, outs, max(rank, _SIDE // (ins * outs)))
 
 
 def contract(
@@ -107,7 +112,7 @@ def contract(
   sizes = blocks(chain)
   assert sizes is not None, 'the caller asks for `blocks` first'
   m2, m1, n1, n2, _ = sizes
-  tokens, (ins, outs) = x_TD.shape[0], tiles(sizes)
+  tokens, (ins, outs, _) = x_TD.shape[0], tiles(sizes)
   first, second = _expanded(sizes, kernels)
   x = jnp.pad(x_TD, [(0, 0), (0, m2 * m1 - chain.d_in)])
   x = x.reshape(tokens, m2, m1)
@@ -124,8 +129,8 @@ def _expanded(
 ) -> tuple[jax.Array, jax.Array]:
   """Block-diagonal tiles [output group, input group, fan-in, fan-out]."""
   m2, m1, n1, n2, rank = sizes
-  ins, outs = tiles(sizes)
-  wide, tall, bond = _power(m1), _power(n2), _power(rank)
+  ins, outs, bond = tiles(sizes)
+  wide, tall = _power(m1), _power(n2)
   pads = {'g': -m2 % ins, 'a': wide - m1, 'f': -n1 % outs, 'e': tall - n2}
   pads['r'] = bond - rank
   # Groups c of blocks g of the input with features a, n, f and e likewise of
@@ -163,8 +168,8 @@ def _product(
 
   def kernel(x_ref: Any, first_ref: Any, second_ref: Any, y_ref: Any) -> None:
     def add(c: jax.Array, y: jax.Array) -> jax.Array:
-      z = _dot(x_ref[:, pl.ds(c * fan_in, fan_in)], first_ref[c])
-      return y + _dot(z.astype(x.dtype), second_ref[c])
+      z = dot(x_ref[:, pl.ds(c * fan_in, fan_in)], first_ref[c])
+      return y + dot(z.astype(x.dtype), second_ref[c])
 
     y = jax.lax.fori_loop(0, ins, add, jnp.zeros((rows, columns), jnp.float32))
     y_ref[...] = y.astype(x.dtype)
@@ -253,9 +258,9 @@ def _add_up(rows: int, count: int, *refs: Any) -> None:
     i: jax.Array, sums: tuple[jax.Array, jax.Array]
   ) -> tuple[jax.Array, jax.Array]:
     x, change = (ref[pl.ds(i * rows, rows), :] for ref in (x_ref, change_ref))
-    z = _dot(x, first_ref[...]).astype(x.dtype)
-    of_z = _dot(change, second_ref[...], (1, 1)).astype(x.dtype)
-    return sums[0] + _dot(x, of_z, (0, 0)), sums[1] + _dot(z, change, (0, 0))
+    z = dot(x, first_ref[...]).astype(x.dtype)
+    of_z = dot(change, second_ref[...], (1, 1)).astype(x.dtype)
+    return sums[0] + dot(x, of_z, (0, 0)), sums[1] + dot(z, change, (0, 0))
 
   zeros = tuple(jnp.zeros(ref.shape, jnp.float32) for ref in out_refs)
   found = jax.lax.fori_loop(0, count, add, zeros)
@@ -263,7 +268,7 @@ def _add_up(rows: int, count: int, *refs: Any) -> None:
     ref[...] = total
 
 
-def _dot(
+def dot(
   a: jax.Array, b: jax.Array, axes: tuple[int, int] = (1, 0)
 ) -> jax.Array:
   """a b in float32, summed over one axis of each."""

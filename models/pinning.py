@@ -7,7 +7,7 @@ import jax
 from jax.sharding import PartitionSpec as P
 
 _ROWS = ('data', 'fsdp', 'expert')
-_TOKENS = 'sequence'
+_TOKENS, _HEADS = 'sequence', 'tensor'
 
 
 def pin_tokens(x_BT: jax.Array) -> jax.Array:
@@ -40,6 +40,19 @@ def pin_tiles(x_SRD: jax.Array) -> jax.Array:
 def splits_tokens() -> bool:
   """Whether devices hold parts of rows, so that rows cannot be joined."""
   return bool(_used(_TOKENS))
+
+
+def row_and_head_axes(
+  rows: int, heads: int
+) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+  """Axes over which devices share whole rows and heads; None if they cannot.
+
+  What devices compute alone, as kernels that cannot be cut, needs all of a row.
+  """
+  found = _used(*_ROWS), _used(_HEADS)
+  if splits_tokens() or rows % _ways(found[0]) or heads % _ways(found[1]):
+    return None
+  return found
 
 
 def _used(*axes: str) -> tuple[str, ...]:

@@ -25,9 +25,12 @@ class StopStrings:
     if b'' in self.strings:
       raise ValueError('stop string is empty, which every text has; drop it')
 
-  def cut(self, text: bytes) -> Cut:
-    """How much of a text, all that was generated so far, may be shown."""
-    places = [text.find(string) for string in self.strings]
+  def cut(self, text: bytes | bytearray, known: int = 0) -> Cut:
+    """How much of a text, all that was generated so far, may be shown.
+
+    known: how much of it this said before, when the text was shorter.
+    """
+    places = [text.find(string, known) for string in self.strings]
     found = [place for place in places if place >= 0]
     if found:
       return Cut(min(found), True)

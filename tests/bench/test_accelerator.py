@@ -5,9 +5,11 @@ import sys
 import types
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from bench import accelerator
+from bench import accelerator_attention
 from bench import accelerator_sizes
 from models import flops
 from training import estimate
@@ -51,6 +53,28 @@ def test_samplers_and_attention_are_timed_and_hardware_is_named():
     'forward and gradient, 64',
   ]
   assert all(float(row['Lambda'].split()[0]) > 0 for row in rows)
+
+
+def test_a_gpu_has_its_kernels_compared_with_plain_forms(monkeypatch):
+  def forms():
+    return accelerator_attention.forms(accelerator_sizes.FULL, 512)
+
+  assert list(forms()) == ['Lambda', 'full']
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+  found = forms()
+  # Traced, it would ask for the library.
+  assert found.pop('full, cuDNN')
+  arrays = [jax.ShapeDtypeStruct((1, 512, 16, 128), jnp.bfloat16)] * 3
+  is_fused = {
+    name: 'pallas_call' in str(jax.make_jaxpr(mix)(*arrays))
+    for name, mix in found.items()
+  }
+  assert is_fused == {
+    'Lambda': True,
+    'full': True,
+    'Lambda, plain': False,
+    'full, plain': False,
+  }
 
 
 @pytest.mark.slow

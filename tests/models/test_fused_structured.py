@@ -11,6 +11,7 @@ from models import block_rank
 from models import core_chain
 from models import fused_structured
 from models import structured
+from tests.models import triton_modules
 
 BTT = structured.BlockTensorTrain
 # Widths, and tokens that do not fill tiles.
@@ -93,7 +94,10 @@ def test_tokens_are_summed_over_several_runs(monkeypatch):
   monkeypatch.setattr(fused_structured, '_TOKENS', 16)
   monkeypatch.setattr(fused_structured, '_RUN', 32)
   assert [fused_structured._run(n) for n in (1, 100, 1000)] == [16, 16, 32]
-  chain, given, change = draw(BTT(), 16, 16, 300)
+  # Of blocks so large that few fill a tile, the bond does.
+  monkeypatch.setattr(fused_structured, '_COLUMNS', 8)
+  chain, given, change = draw(BTT(), 64, 64, 300)
+  assert fused_structured.tiles(fused_structured.blocks(chain)) == (2, 2, 4)
   run = functools.partial(fused_structured.contract, chain, interpret=True)
   found = jax.jit(functools.partial(passes, run))(given, change)
   for got, wanted in zip(found, exact(chain, given, change), strict=True):
@@ -120,24 +124,49 @@ def test_chains_that_it_computes():
 
 @pytest.mark.parametrize('rank', [1, 2, 3, 4, 16, 32])
 def test_tiles_are_those_of_tensor_cores(rank):
-  for m1, n2 in ((4, 4), (32, 32), (24, 48), (64, 128), (256, 1)):
+  for m1, n2 in ((4, 4), (32, 32), (24, 48), (64, 128), (256, 1), (256, 256)):
     sizes = fused_structured.Blocks(32, m1, 32, n2, rank)
-    ins, outs = fused_structured.tiles(sizes)
-    wide, tall, bond = (
-      1 << (size - 1).bit_length() for size in (m1, n2, rank)
-    )
+    ins, outs, bond = fused_structured.tiles(sizes)
+    wide, tall = (1 << (size - 1).bit_length() for size in (m1, n2))
+    assert rank <= bond
     for side in (ins * wide, outs * tall, ins * outs * bond):
       assert side >= 16 and side & (side - 1) == 0
-    assert max(ins * wide, outs * tall) <= 512
+    # Beyond it, what a program keeps is more than a chip has.
+    assert max(ins * wide, outs * tall) <= 256
 
 
-def test_it_lowers_to_triton_for_a_gpu():
-  chain, given, change = draw(BTT(rank=4), 64, 64, 64, jnp.bfloat16)
+LOWERED = [
+  (BTT(rank=4), 64, 64, 64),
+  *(
+    pytest.param(layer, d_in, d_out, 2048, marks=pytest.mark.slow)
+    for layer in (
+      BTT(),
+      BTT(rank=4),
+      structured.Monarch(),
+      structured.Monarch(blocks=16),
+      structured.Einsum(theta=(0.5, 0.0, 0.5, 0.0, 0.5, 0.5, 0.25)),
+    )
+    for d_in, d_out in ((96, 260), (768, 3072), (4096, 1024), (8192, 8192))
+  ),
+]
+
+
+@pytest.mark.parametrize(
+  'dtype', ['bfloat16', pytest.param('float32', marks=pytest.mark.slow)]
+)
+@pytest.mark.parametrize(('layer', 'd_in', 'd_out', 'tokens'), LOWERED)
+def test_it_lowers_to_triton_for_a_gpu(layer, d_in, d_out, tokens, dtype):
+  chain = layer.chain(d_in, d_out)
+  if fused_structured.blocks(chain) is None:
+    pytest.skip('left to plain matmuls')
+  shapes = [*chain.shapes, (tokens, d_in), (tokens, d_out)]
+  *kernels, x, change = (jax.ShapeDtypeStruct(s, dtype) for s in shapes)
+  given = kernels, x
   run = functools.partial(fused_structured.contract, chain)
   traced = jax.jit(functools.partial(passes, run)).trace(given, change)
-  text = traced.lower(lowering_platforms=('cuda',)).as_text()
+  lowered = traced.lower(lowering_platforms=('cuda',))
   # Forward, the gradient of the input, those of the kernels.
-  assert text.count('@__gpu$xla.gpu.triton') == 3
+  assert triton_modules.count(lowered) == 3
 
 
 def test_layers_take_it_on_a_gpu_where_it_is_of_use(monkeypatch):
