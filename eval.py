@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
+from jax.sharding import PartitionSpec as P
 
 from configs import base
 from configs import cluster
@@ -23,6 +24,7 @@ from evals import references
 from models import forward
 from training import manifest
 from training import processes
+from training import sharding
 
 _CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'Run directory.')
 _STEP = flags.DEFINE_integer('step', None, 'Checkpoint step; default newest.')
@@ -70,7 +72,7 @@ def evaluate(
 
   The processes of a job share the batches of the evaluators that score whole
   documents, and all of them repeat what others do; process 0 computes the
-  references.
+  references. The devices of a process share the rows of a batch.
   """
   run = restore.restore(directory, step=step, limit=limit)
   config = run.config
@@ -86,7 +88,11 @@ def evaluate(
   apply = forward.pure(config.model)
   for evaluator in config.evals:
     began = time.monotonic()
-    found = evaluator.run(apply, run.params, documents)
+    mesh = _devices_for(evaluator)
+    whole = jax.sharding.NamedSharding(mesh, P())
+    with jax.set_mesh(mesh):
+      params = jax.device_put(run.params, whole)
+      found = evaluator.run(apply, params, documents)
     spent = report.get(f'eval/{split}/seconds', 0.0)
     found['seconds'] = spent + time.monotonic() - began
     report |= {f'eval/{split}/{name}': x for name, x in found.items()}
@@ -103,6 +109,13 @@ def evaluate(
     f'eval/{split}/reference/{name}': x
     for name, x in json.loads(compared).items()
   }
+
+
+def _devices_for(evaluator: Any) -> jax.sharding.Mesh:
+  """As many devices of this process as an evaluator's rows divide over."""
+  rows, devices = getattr(evaluator, 'batch_size', 1), jax.local_devices()
+  ways = max(n for n in range(1, len(devices) + 1) if rows % n == 0)
+  return sharding.MeshShape(data=ways).build(devices[:ways])
 
 
 def _compared(config: base.Config, documents: text.Corpus) -> bytes:
@@ -140,7 +153,7 @@ def table(report: dict[str, Any], split: str) -> str:
   for name, value in rows:
     known = error is not None and name.startswith('model')
     note = f' +- {error:.3f}' if known else ''
-    lines.append(f'{name:38}{value:.3f}{note}')
+    lines.append(f'{name:37} {value:.3f}{note}')
   tokens = report.get(f'{head}tokens')
   if tokens:
     per_token = report[f'{head}bits_per_token']
@@ -157,7 +170,7 @@ def _scores(report: dict[str, Any], head: str) -> list[str]:
       continue
     error = report.get(f'{name}_stderr')
     note = '' if error is None else f' +- {error:.4f}'
-    lines.append(f'{name.removeprefix(head):38}{value:.4f}{note}')
+    lines.append(f'{name.removeprefix(head):37} {value:.4f}{note}')
   return lines
 
 

@@ -214,6 +214,7 @@ def _read_table(path: pathlib.Path) -> None:
   for _ in reader.chunks():
     pass
   reader.check(0.5)
+  reader.check_filled()
   event_inspect.propose(path).to_json()
 
 

@@ -29,6 +29,7 @@ from data import event_cells
 from data import event_schema
 from data import event_tokens
 from data import json_text
+from data import png
 from data import tokens
 from models import lm
 from models import ngrams
@@ -270,7 +271,8 @@ EVENT_TOKENIZER = {
     {'name': 'amount', 'kind': 'number', 'code': 'Bins', 'mean': 0.5,
      'edges': [1.0, 2.0, 4.0], 'samples': [[1.0, 1.5], [2.0]], 'scale': 1.0,
      'spread': 1.0},
-    {'name': 'card', 'kind': 'id', 'code': 'Recents', 'depth': 16},
+    {'name': 'card', 'kind': 'id', 'code': 'Recents', 'depth': 16,
+     'samples': ['c1', 'c2']},
     {'name': 'bad', 'kind': 'label', 'code': 'Words', 'masked': True,
      'words': ['no', 'yes']},
   ],
@@ -301,6 +303,21 @@ _CLAIM = {
     'sha256': _STREAM.sha256,
   },
 }  # fmt: skip
+
+
+def _png(_: pathlib.Path) -> list[bytes]:
+  """Three rows of two pixels, each made from others in another way."""
+  sizes = bytes([0, 0, 0, 2, 0, 0, 0, 3, 8, 0, 0, 0, 0])
+  rows = zlib.compress(bytes([1, 1, 2, 3, 4, 5, 4, 6, 7]))
+  parts = [b'\x89PNG\r\n\x1a\n']
+  for kind, content in ((b'IHDR', sizes), (b'IDAT', rows), (b'IEND', b'')):
+    checksum = zlib.crc32(kind + content).to_bytes(4, 'big')
+    parts += [len(content).to_bytes(4, 'big'), kind, content, checksum]
+  return [b''.join(parts)]
+
+
+def _read_png(data: bytes, _: pathlib.Path) -> None:
+  png.decode([data], (3, 2, 1), 'file ')
 
 
 def _texts(*texts: str) -> Callable[[pathlib.Path], list[bytes]]:
@@ -357,6 +374,7 @@ TARGETS = (
     lambda _: [token_file.pack(bound_codec.encode(_tensors()[:1]), _DIGEST)],
     _read_token_file, 'file', 'bytes', _sealed,
   ),
+  Target('png', _png, _read_png, 'file 0'),
   Target('network', _networks, _read_network, '', 'json'),
   Target('packed tokenizer', lambda _: [zlib.compress(b'{"a": 1}' * 99)],
          _read_packed, 'packed'),

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import itertools
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ _WORDS, _LABELS, _NUMBERS, _RECENTS = 2, 3, 4, 2
 # median.
 _SAMPLES = 65
 _DEEPEST = 2**20  # of Recents
+_NEW_VALUES = 1024  # of training, that Recents keep to draw from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,16 +174,21 @@ class Bins:
 class Recents:
   """How many events of the entity ago the same value came, or NEW.
 
-  For columns of more values than can have an id each. NEW + k is the value of
-  k events ago, k <= depth.
+  For columns of more values than can have an id each, or of values too rare to
+  be learned. NEW + k is the value of k events ago, k <= depth. Unlike buckets
+  of a hash, ids stay few however many values there are, and those that stand
+  for a value of the past can be written as that value.
+
+  samples: train values that were new, to draw from.
   """
 
   depth: int = 16
+  samples: tuple[str, ...] = ()
 
   @property
   def first(self) -> int:
-    """The id of the value of one event ago."""
-    return _RECENTS
+    """The id of a new value."""
+    return NEW
 
   @property
   def size(self) -> int:
@@ -209,6 +216,37 @@ class Recents:
     words = ['NEW', *(f'{ago} ago' for ago in range(1, self.depth + 1))]
     indices = pa.array(ids_E - NEW, mask=ids_E == NULL)
     return pa.array(words).take(indices)
+
+  def value(
+    self,
+    history: Sequence[str | None],
+    number: int,
+    rng: np.random.Generator | None = None,
+  ) -> str | None:
+    """What an id stands for after a history; a new one is drawn, or None.
+
+    What is older than the history is as new.
+    """
+    ago = number - NEW
+    if 0 < ago <= len(history):
+      return history[-ago]
+    if number == NULL or rng is None or not self.samples:
+      return None
+    known = set(history[-self.depth :])
+    new = [value for value in self.samples if value not in known]
+    return new[rng.integers(len(new))] if new else None
+
+  @classmethod
+  def fitted(
+    cls, column: pa.Array, first_E: np.ndarray, *, depth: int
+  ) -> 'Recents':
+    """With new values of training, evenly spread over its events."""
+    new_E = cls(depth).encode(column, first_E) == NEW
+    places = np.flatnonzero(new_E)
+    count = min(len(places), _NEW_VALUES)
+    places = places[np.arange(count) * len(places) // max(count, 1)]
+    values = column.take(pa.array(places)).cast(pa.string()).to_pylist()
+    return cls(depth, tuple(values))
 
 
 Code = Words | Bins | Recents
@@ -247,7 +285,10 @@ def _is_sound(code: Code) -> bool:
     is_text = isinstance(words, tuple) and all(map(_is_text, words))
     return is_text and isinstance(code.masked, bool)
   if isinstance(code, Recents):
-    return type(code.depth) is int and 1 <= code.depth <= _DEEPEST
+    is_text = isinstance(code.samples, tuple) and all(
+      map(_is_text, code.samples)
+    )
+    return is_text and type(code.depth) is int and 1 <= code.depth <= _DEEPEST
   edges, samples = code.edges, code.samples
   if not _are_numbers(edges) or not isinstance(samples, tuple):
     return False

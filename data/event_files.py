@@ -30,7 +30,7 @@ from data import folders
 
 ON_BAD = ('error', 'drop', 'quarantine')
 # Part of every folder's name; raised when the files below it change meaning.
-_LAYOUT = 1
+_LAYOUT = 2
 # Of the hashes of entities: train is below 60%, validation below 80%.
 _BORDERS = int(0.6 * 2**64), int(0.8 * 2**64)
 _PARTITION_BYTES = 2**28
@@ -212,6 +212,8 @@ class Events:
           table = table.append_column(event_partitions.GIVEN, given)
           event_partitions.scatter(table, count, writers, scratch)
         reader.check(0.0 if self.on_bad == 'error' else self.max_bad_fraction)
+        if not number:
+          reader.check_filled()
         rows += reader.rows
         for reason, n in reader.counts.items():
           bad[reason] = bad.get(reason, 0) + n
@@ -249,12 +251,17 @@ class Events:
       )
     same_E = np.diff(time_E) == 0
     same_E[first_N[1:] - 1] = False
-    return _Found(
-      len(first_N), int((np.diff(offsets_N1) < 2).sum()), int(same_E.sum())
-    )
+    single = int((np.diff(offsets_N1) < 2).sum())
+    return _Found(len(first_N), single, int(same_E.sum()), len(table))
 
   def _warn(self, found: list['_Found']) -> None:
-    entities, single = (sum(f[i] for f in found) for i in (0, 1))
+    entities, single, tied, events = map(sum, zip(*found, strict=True))
+    if tied:
+      logging.info(
+        '%d of %d events of %s (%.2g%%) have the time of the one before; they'
+        ' stay in the order of the file.',
+        tied, events, self.path, 100 * tied / events,
+      )  # fmt: skip
     if single:
       logging.warning(
         '%d of %d entities of %s have a single event, so no history.',
@@ -290,11 +297,15 @@ class Events:
 
 
 class _Found(NamedTuple):
-  """Of a partition: entities, those with one event, events at equal times."""
+  """Of a partition: entities, those with one event, events at equal times.
+
+  events: all of them.
+  """
 
   entities: int
   single: int
   tied: int
+  events: int
 
 
 class _Stored:

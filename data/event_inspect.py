@@ -1,5 +1,6 @@
 """Looks at a file of events and proposes a schema, saying why."""
 
+import collections
 import dataclasses
 import json
 import pathlib
@@ -8,16 +9,20 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data import event_cells
+from data import event_reader
 from data import event_rows
 from data import event_schema
+from data import parquet_files
 
 # A column is of a kind if this share of its values is.
 _ENOUGH = 0.999
 _ROWS = 10**6
 _HEAD = 200
 _FEW, _MANY, _CLASSES = 50, 1000, 10
+_EXACT = 2**53
 _FORMATS = (
   event_schema.ISO,
   '%d%b%y:%H:%M:%S',
@@ -61,6 +66,7 @@ class Proposal:
   """What a file looks like; entity and label are candidates, never choices.
 
   whole: whether all rows were looked at. times: names of columns and format.
+  bad: what is wrong with rows that cannot be read, in words.
   """
 
   path: pathlib.Path
@@ -71,11 +77,14 @@ class Proposal:
   times: tuple[tuple[tuple[str, ...], str], ...]
   labels: tuple[str, ...]
   delimiter: str
+  bad: str = ''
 
   def report(self) -> str:
     """What was found, as lines of text."""
     extent = 'all' if self.whole else 'the first'
     lines = [f'{self.path}: {extent} {self.rows} rows']
+    if self.bad:
+      lines.append(f'  {self.bad}')
     for found in self.columns:
       lines.append(
         f'  {found.name}: {found.kind} ({found.why}; {found.distinct} distinct,'
@@ -137,7 +146,8 @@ class Proposal:
       candidates = ['+'.join(names) for names, _ in self.times]
       raise ValueError(
         f'Column {time!r} of {self.path} is no time in any known format;'
-        f' candidates are {candidates}.'
+        f' candidates are {candidates}, or leave --time out and write `time`'
+        ' and `time_format` into the schema.'
       )
     return {'time': ''}
 
@@ -146,24 +156,40 @@ def propose(path: str | pathlib.Path, delimiter: str = ',') -> Proposal:
   """Looks at up to a million rows; ValueError for a file without any."""
   path = pathlib.Path(path).expanduser()
   names = event_rows.header(path, delimiter)
+  nested = []
+  if event_rows.is_parquet(path):
+    kinds = parquet_files.kinds(path)
+    nested = [name for name in names if name not in kinds]
+    names = [name for name in names if name in kinds]
   parts: dict[str, list[pa.Array]] = {name: [] for name in names}
   rows, whole = 0, True
+  counts: collections.Counter[str] = collections.Counter()
+  bad = []
   for raw in event_rows.cells(path, names, delimiter):
     for name, column in raw.columns.items():
       parts[name].append(column)
     rows += len(raw.line_E)
+    counts.update(row.reason for row in raw.bad)
+    bad += [event_reader.described(row) for row in raw.bad[: 1 - len(bad)]]
     if rows >= _ROWS:
       whole = False
       break
+  if bad:
+    reasons = ', '.join(f'{n} {reason}' for reason, n in counts.items())
+    bad = [f'{counts.total()} rows cannot be read ({reasons}): {bad[0]}']
   if not rows:
     raise ValueError(
-      f'{path} has a header and no row; give a file with events.'
+      f'{path} has a header and no row; {(*bad, "give a file with events")[0]}.'
     )
   columns = {name: pa.concat_arrays(part) for name, part in parts.items()}
   found = tuple(_look(name, column) for name, column in columns.items())
+  found += tuple(
+    Found(name, 0, 0, 0, 'drop', 'its values are no plain ones')
+    for name in nested
+  )
   return Proposal(
     path, rows, whole, found, _entities(found, rows), _times(columns, found),
-    _labels(found), delimiter,
+    _labels(found), delimiter, *bad,
   )  # fmt: skip
 
 
@@ -180,7 +206,8 @@ def _kind(
 ) -> tuple[str, str, str]:
   if distinct < 2:
     return 'drop', 'it never changes' if values else 'it has no value', ''
-  form = _time_format(column, text, values)
+  coded = bool(_CODES.search(name))
+  form = _time_format(column, text, values, coded=coded)
   if form:
     return 'time', f'a time of format {form!r}', form
   _, (problem,) = event_cells.bools(text, name)
@@ -190,7 +217,8 @@ def _kind(
   if numeric:
     found, _ = event_cells.numbers(column, name)
     numeric = len(found) - found.null_count >= _ENOUGH * values
-  coded = bool(_CODES.search(name))
+    # Numbers that float64 cannot tell apart are names.
+    numeric = numeric and pc.max(pc.abs(found)).as_py() < _EXACT
   if numeric and distinct > _FEW and not coded:
     return 'number', 'numbers of many values', ''
   if distinct == values:
@@ -200,8 +228,13 @@ def _kind(
   return 'category', 'words or codes of few values', ''
 
 
-def _time_format(column: pa.Array, text: pa.Array, values: int) -> str:
-  """The format of nearly all values; empty where there is none."""
+def _time_format(
+  column: pa.Array, text: pa.Array, values: int, *, coded: bool
+) -> str:
+  """The format of nearly all values; empty where there is none.
+
+  coded: whether the column has the name of a code, whose numbers are no times.
+  """
   if pa.types.is_temporal(column.type):
     return event_schema.ISO
   # What most of the first values are not, the column is not.
@@ -212,7 +245,7 @@ def _time_format(column: pa.Array, text: pa.Array, values: int) -> str:
     found, _, _ = event_cells.times([text], '', form)
     if len(found) - found.null_count >= _ENOUGH * values:
       return form
-  if _share(event_cells.numbers(head, '')[0]) < 0.5:
+  if coded or _share(event_cells.numbers(head, '')[0]) < 0.5:
     return ''
   numbers, _ = event_cells.numbers(column, '')
   known = numbers.drop_null().to_numpy(zero_copy_only=False)

@@ -38,6 +38,11 @@ def _fields(**kinds: str) -> tuple[event_schema.Field, ...]:
   return tuple(event_schema.Field(name, kind) for name, kind in kinds.items())
 
 
+def _label(name: str, *values: str) -> tuple[event_schema.Field, ...]:
+  """The label, the positive value last."""
+  return (event_schema.Field(name, 'label', values),)
+
+
 def amazon_rows(reviews: pathlib.Path) -> Iterator[Sequence[object]]:
   """Reviews of a 5-core file, one JSON object per line (.gz or not)."""
   yield _REVIEW
@@ -56,7 +61,10 @@ def amazon_rows(reviews: pathlib.Path) -> Iterator[Sequence[object]]:
           f'{reviews}: line {number} has no {missing[0]!r}; a 5-core file of'
           f' reviews has {", ".join(_REVIEW)}.'
         )
-      yield [review.get(name, '') for name in _REVIEW]
+      # Some copies have whole numbers where the published file has 5.0.
+      rating = review['overall']
+      rating = float(rating) if isinstance(rating, int) else rating
+      yield [review.get(name, '') for name in _REVIEW[:-1]] + [rating]
 
 
 def berka_rows(
@@ -79,7 +87,8 @@ def berka_rows(
     loan = granted.get(row['account_id'])
     if loan and _day(row['date']) < _day(loan['date']):
       bad = 'yes' if loan['status'] in _BAD_LOANS else 'no'
-      yield [*(row[name] for name in _BERKA), bad]
+      # Some values are a blank, which is none.
+      yield [*(row[name].strip() for name in _BERKA), bad]
 
 
 def write(
@@ -168,9 +177,9 @@ LAYOUTS = {
           'Zip': 'id',
           'MCC': 'category',
           'Errors?': 'category',
-          'Is Fraud?': 'label',
         }
-      ),
+      )
+      + _label('Is Fraud?', 'No', 'Yes'),
     )
   ),
   # Reviews of Amazon, version 2, 5-core: one JSON object per line.
@@ -181,9 +190,7 @@ LAYOUTS = {
       time_format='epoch_s',
       fields=(
         *_fields(asin='id', verified='bool'),
-        event_schema.Field(
-          'overall', 'label', ('1.0', '2.0', '3.0', '4.0', '5.0')
-        ),
+        *_label('overall', '1.0', '2.0', '3.0', '4.0', '5.0'),
       ),
       derived=('gap', 'weekday'),  # Times are days.
     ),
@@ -202,8 +209,8 @@ LAYOUTS = {
         amount='number',
         balance='number',
         k_symbol='category',
-        bad='label',
-      ),
+      )
+      + _label('bad', 'no', 'yes'),
       derived=('gap', 'weekday'),
     ),
     ('trans.asc', 'loan.asc'),
@@ -221,8 +228,8 @@ LAYOUTS = {
         currency='category',
         amount='number',
         trx_category='category',
-        target_flag='label',
-      ),
+      )
+      + _label('target_flag', '0', '1'),
     )
   ),
 }

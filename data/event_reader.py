@@ -21,6 +21,10 @@ from data import event_schema
 LINE = ':line'
 _EXAMPLES = 5
 _SHOWN = 200  # letters of a bad value
+_TRAINED = (
+  'or set data.on_bad to drop or quarantine and data.max_bad_fraction to what'
+  ' you can spare'
+)
 
 
 class Chunk(NamedTuple):
@@ -71,11 +75,16 @@ class Reader:
         f'{self.path} has a header and no row; give a file with events.'
       )
 
-  def check(self, max_bad_fraction: float) -> None:
-    """ValueError where too many rows were bad or a column is all missing."""
+  def check(
+    self, max_bad_fraction: float = 0.0, way_out: str = _TRAINED
+  ) -> None:
+    """ValueError where too many rows were bad; it says the way out."""
     bad = sum(self.counts.values())
     if bad > max_bad_fraction * self.rows:
-      raise ValueError(self._complaint(bad, max_bad_fraction))
+      raise ValueError(self._complaint(bad, max_bad_fraction, way_out))
+
+  def check_filled(self) -> None:
+    """ValueError where a column is all missing, and nothing to learn from."""
     for field in self.schema.fields:
       if not self.filled[field.name]:
         raise ValueError(
@@ -83,17 +92,15 @@ class Reader:
           ' it out of the schema.'
         )
 
-  def _complaint(self, bad: int, max_bad_fraction: float) -> str:
+  def _complaint(self, bad: int, max_bad_fraction: float, way_out: str) -> str:
     counts = ', '.join(f'{n} {reason}' for reason, n in self.counts.items())
-    examples = '; '.join(_described(example) for example in self.examples)
+    examples = '; '.join(described(example) for example in self.examples)
     limit = 'none may be'
     if max_bad_fraction:
       limit = f'data.max_bad_fraction={max_bad_fraction} of them may be'
     return (
       f'{self.path}: {bad} of {self.rows} rows are bad and {limit} ({counts});'
-      f' the first: {examples}; correct the file or the schema, or set'
-      ' data.on_bad to drop or quarantine and data.max_bad_fraction to what'
-      ' you can spare.'
+      f' the first: {examples}; correct the file or the schema, {way_out}.'
     )
 
   def _typed(self, raw: event_rows.Raw) -> Chunk:
@@ -174,7 +181,8 @@ def _cell(scalar: pa.Scalar) -> str:
     return f'a {scalar.type} that Python does not know'
 
 
-def _described(bad: event_rows.Bad) -> str:
+def described(bad: event_rows.Bad) -> str:
+  """Where a bad row is and what is wrong with it."""
   column = f', column {bad.column!r}' if bad.column else ''
   return (
     f'line {bad.line}{column}: {bad.value[:_SHOWN]!r} where {bad.expected}'

@@ -169,7 +169,9 @@ def _csv_chunks(
         row, fault = None, ('broken quotes', str(error), 'closed quotes')
       text = lines.take()
       held += len(text)
-      if fault and row != []:
+      if row is None:
+        bad += _swallowed(begin, fault, text)
+      elif fault and row:
         reason, value, expected = fault
         bad.append(Bad(begin, reason, '', value, expected, text))
       elif row:
@@ -177,7 +179,7 @@ def _csv_chunks(
         starts.append(begin)
         texts.append(text)
       begin = reader.line_num + 1
-      if len(rows) + len(bad) == _CHUNK or held > _HELD:
+      if len(rows) + len(bad) >= _CHUNK or held > _HELD:
         yield _decoded(rows, starts, texts, bad, places)
         rows, starts, texts, bad, held = [], [], [], [], 0
     if rows or bad:
@@ -215,6 +217,15 @@ class _Lines:
     """The lines given since the last call."""
     given, self._given, self._size = self._given, [], 0
     return given[0] if len(given) == 1 else ''.join(given)
+
+
+def _swallowed(begin: int, fault: tuple[str, str, str], text: str) -> list[Bad]:
+  """Every line that a quote runs over, since each may have been a row."""
+  reason, value, expected = fault
+  return [
+    Bad(begin + i, reason, '', value, expected, line)
+    for i, line in enumerate(io.StringIO(text, newline=''))
+  ]
 
 
 def _ragged(row: list[str], names: list[str]) -> tuple[str, str, str]:

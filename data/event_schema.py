@@ -26,6 +26,8 @@ VERSION = 1
 MAX_NAME = 1000  # letters
 # Arrow ends the process over an empty one.
 _STRPTIME = re.compile(r'[^%\0]{0,99}(%[-_0^#EO]?[A-Za-z%][^%\0]{0,99}){1,30}')
+# Columns that reading and sorting add to those of a file.
+_ADDED = (':line', ':key', ':given')
 # Letters of a name, and names, that a message shows or compares.
 _NAME, _COMPARED = 80, 1000
 
@@ -97,6 +99,13 @@ class Schema:
       raise ValueError(
         f'Column {twice[0]!r} is named twice in the schema; keep one.'
       )
+    added = _ADDED + tuple(f'{self.time}:{part}' for part in DERIVED)
+    for name in (self.entity, self.time, *names):
+      if name in added:
+        raise ValueError(
+          f'Column {name!r} has the name of one that is made here; rename it in'
+          ' the file and the schema.'
+        )
     is_known = self.time_format == ISO or self.time_format in EPOCHS
     if not is_known and not _STRPTIME.fullmatch(self.time_format):
       raise ValueError(

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data import event_cells
 from data import event_codes
 from data import event_schema
 from data import json_text
@@ -53,9 +54,11 @@ class Limits(NamedTuple):
 
   bins: of a number, and of gaps.
   min_count: rows of a value of an id column that is to have its own id.
-  max_words: values of a column that may have their own ids; of categories the
-    most frequent ones do, an id column with more is coded by `recents`.
-  recents: how many events an id column of more values looks back.
+  max_words: values of a column that may have their own ids. Of categories the
+    most frequent ones do that came more than once; an id column with more is
+    coded by `recents`, and so is one whose values with ids of their own fill
+    less than half of the rows.
+  recents: how many events such a column looks back.
   """
 
   bins: int = 32
@@ -233,7 +236,7 @@ def fit(
     part = table.select(keys if kind in event_schema.DERIVED else [*keys, name])
     array = _array(derived(part, *keys), name)
     first_E = _first(offsets(part, schema.entity))
-    code = _code(kind, array, limits)
+    code = _code(kind, array, first_E, limits)
     if values:
       code = event_codes.Words(values, masked=kind == 'label')
     ids_E = code.encode(array, first_E)
@@ -302,7 +305,9 @@ def _array(table: pa.Table, name: str) -> pa.Array:
   return column
 
 
-def _code(kind: str, array: pa.Array, limits: Limits) -> event_codes.Code:
+def _code(
+  kind: str, array: pa.Array, first_E: np.ndarray, limits: Limits
+) -> event_codes.Code:
   if kind == 'hour':
     return event_codes.Words(_HOURS)
   if kind == 'weekday':
@@ -311,27 +316,36 @@ def _code(kind: str, array: pa.Array, limits: Limits) -> event_codes.Code:
     return event_codes.Bins.fitted(
       event_codes.as_floats(array), bins=limits.bins, logarithmic=kind == 'gap'
     )
-  words, counts = _words(array)
+  words, count_W = _words(array)
   if kind == 'id':
-    words = [w for w, n in zip(words, counts, strict=True)
-             if n >= limits.min_count]  # fmt: skip
-    if len(words) > limits.max_words:
-      return event_codes.Recents(limits.recents)
-  words = sorted(words[: limits.max_words])
+    kept = int(np.sum(count_W >= limits.min_count))
+    few = 2 * count_W[:kept].sum() < count_W.sum()
+    if kept > limits.max_words or few:
+      return event_codes.Recents.fitted(array, first_E, depth=limits.recents)
+    words = words[:kept]
+  if kind == 'category':
+    # Once is too little to learn from, but shows how often new values come.
+    words = words[: int(np.sum(count_W > 1))]
+  words = words[: limits.max_words].to_pylist()
+  # The last of two classes is the positive one: a yes, or else the rarer.
+  known = {word.lower() for word in words} <= set(event_cells.BOOLS)
+  if kind != 'label' or len(words) != 2 or known:
+    words = sorted(words)
   return event_codes.Words(tuple(words), masked=kind == 'label')
 
 
-def _words(array: pa.Array) -> tuple[list[str], list[int]]:
+def _words(array: pa.Array) -> tuple[pa.Array, np.ndarray]:
   """Distinct values as text, the most frequent first, and their counts."""
-  found: dict[str, int] = {}
-  if not pa.types.is_dictionary(array.type):
-    array = array.cast(pa.string())
-  for entry in pc.value_counts(array).to_pylist():
-    if entry['values'] is not None:
-      word = str(entry['values'])
-      found[word] = found.get(word, 0) + entry['counts']
-  words = sorted(found, key=lambda word: (-found[word], word))
-  return words, [found[word] for word in words]
+  if pa.types.is_dictionary(array.type):
+    array = array.dictionary_decode()
+  found = pc.value_counts(array.cast(pa.string()).drop_null())
+  words, counts = found.field('values'), found.field('counts')
+  order = pc.sort_indices(
+    pa.table({'word': words, 'count': counts}),
+    sort_keys=[('count', 'descending'), ('word', 'ascending')],
+  )
+  count_W = counts.take(order).to_numpy(zero_copy_only=False)
+  return words.take(order), count_W
 
 
 def describe(tokenizer: Tokenizer) -> list[dict[str, Any]]:

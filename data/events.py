@@ -4,15 +4,20 @@ python -m data.events inspect FILE --out=schema.json
 python -m data.events inspect FILE --entity=user --time=date --label=fraud
 python -m data.events layout tabformer --schema=schema.json
 python -m data.events layout berka trans.asc loan.asc --out=events.csv
+python -m data.events tfds FILE --schema=schema.json --out=DIR
 """
 
 import argparse
+import json
 import pathlib
 import sys
 from collections.abc import Sequence
 
+from data import event_builder
+from data import event_files
 from data import event_inspect
 from data import event_layouts
+from data import event_source
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,9 +41,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
   layout.add_argument('files', nargs='*', help='as published')
   layout.add_argument('--out', default='events.csv', help='CSV to train on')
   layout.add_argument('--schema', default='schema.json', help='JSON to edit')
+  dataset = commands.add_parser(
+    'tfds', help='write the splits of a file, encoded, as a dataset of TFDS'
+  )
+  dataset.add_argument('file', help='CSV (also .gz) or Parquet')
+  dataset.add_argument('--schema', default='schema.json', help='its columns')
+  dataset.add_argument('--out', required=True, help='folder of datasets')
   chosen = parser.parse_args(arguments)
+  run = {'inspect': _inspect, 'layout': _lay, 'tfds': _encode}
   try:
-    print(_inspect(chosen) if chosen.command == 'inspect' else _lay(chosen))
+    print(run[chosen.command](chosen))
   except (OSError, ValueError) as error:
     print(f'Error: {error}', file=sys.stderr)
     return 1
@@ -58,6 +70,17 @@ def _inspect(chosen: argparse.Namespace) -> str:
       f'Name the {" and the ".join(missing)} there, for they are never'
       ' guessed; the candidates are in the file.'
     )
+  if not chosen.label:
+    said.append(
+      'No label is named: a model of this schema can impute and generate, but'
+      ' has nothing to predict.'
+    )
+  stored = json.loads(text)
+  used = {chosen.entity, stored['time'], *stored.get('time_columns', ())}
+  used |= {field['name'] for field in stored['fields']}
+  left = [found.name for found in proposal.columns if found.name not in used]
+  if left:
+    said.append(f'Left out: {", ".join(left)}.')
   return '\n'.join(said)
 
 
@@ -72,6 +95,20 @@ def _lay(chosen: argparse.Namespace) -> str:
     f'python train.py --config=configs/events_csv.py --set data.path={path}'
     f' --set data.schema={schema} --workdir=DIR'
   )
+
+
+def _encode(chosen: argparse.Namespace) -> str:
+  """Writes the dataset; returns how to read it."""
+  out = pathlib.Path(chosen.out).expanduser()
+  events = event_files.Events(
+    chosen.file, chosen.schema, directory=str(out / 'prepared')
+  )
+  folder = event_builder.write(
+    {split: events.open(split) for split in event_source.SPLITS},
+    out,
+    events.prepare().name,
+  )
+  return f'tfds.builder_from_directory({str(folder)!r}).as_data_source()'
 
 
 if __name__ == '__main__':

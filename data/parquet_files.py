@@ -24,6 +24,12 @@ def names(path: pathlib.Path) -> list[str]:
   return list(_opened(path).schema_arrow.names)
 
 
+def kinds(path: pathlib.Path) -> dict[str, pa.DataType]:
+  """Types of the columns that `pieces` can read."""
+  schema = _opened(path).schema_arrow
+  return {field.name: field.type for field in schema if _is_plain(field.type)}
+
+
 def pieces(
   path: pathlib.Path, columns: Sequence[str], rows: int
 ) -> Iterator[list[pa.Array]]:
@@ -32,17 +38,16 @@ def pieces(
   Raises ValueError naming the file where it is damaged or larger than it could
   be, and the column where it has values of another kind.
   """
-  kinds = _opened(path).schema_arrow
-  texts = []
+  schema, texts = _opened(path).schema_arrow, []
   for name in columns:
-    if not _is_plain(kinds.field(name).type):
-      kind = kinds.field(name).type
+    if not _is_plain(schema.field(name).type):
+      kind = schema.field(name).type
       what = 'nested' if pa.types.is_nested(kind) else 'of a rare kind'
       raise ValueError(
         f'{path}: column {name!r} is {what} ({str(kind)[:80]}); write one plain'
         ' column per value, or take it out of the schema.'
       )
-    if _is_text(kinds.field(name).type):
+    if _is_text(schema.field(name).type):
       texts.append(name)
   file = _opened(path, texts)
   size, claimed = path.stat().st_size, file.metadata.num_rows

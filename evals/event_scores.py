@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from data import event_batches
+from evals import event_calibration
 from evals import event_ceilings
 from evals import event_metrics
 from evals import shares
@@ -28,6 +29,13 @@ class Found(NamedTuple):
   nats_EC: np.ndarray
 
 
+class Learned(NamedTuple):
+  """What the validation split tells: of F1 the threshold; a calibration."""
+
+  threshold: float
+  calibration: event_calibration.Calibration
+
+
 @dataclasses.dataclass(frozen=True)
 class EventScores:
   """Scores of the label's probability, with intervals over entities.
@@ -37,7 +45,7 @@ class EventScores:
 
   labels: 'hidden' as in service, or 'revealed', those of earlier events.
   positive: values of the label whose probabilities are added up; () is the
-    last value in the order of the tokenizer.
+    last value in the order of the tokenizer: of two the yes, or the rarer one.
   window, context: events; batch_size: rows of `window` events.
   replicates: draws of entities for the standard errors.
   """
@@ -74,9 +82,10 @@ class EventScores:
 
     Returns nats per event and of each column, and of a label the scores of
     event_metrics.Scores, whose F1 is at the threshold that is best on the
-    validation split if there is one; of synthetic data what is best possible,
-    as `ceiling_...`. Names begin with `labels`. Of a part of a corpus scores
-    have no intervals.
+    validation split if there is one, which also gives `calibrated_...`, scores
+    after event_calibration; of synthetic data what is best possible, as
+    `ceiling_...`. Names begin with `labels`. Of a part of a corpus scores have
+    no intervals; of labels that are all alike there is the log-loss only.
     """
     count = _entities(corpus, max_bytes)
     found = self.score(apply, params, corpus, entities=count)
@@ -151,27 +160,42 @@ class EventScores:
     members_K = self._members(label)
     (event_E,) = np.nonzero(np.isfinite(found.nats_EC[:, -1]))
     probability_E = consolidate(found.log_p_EK[event_E], members_K)
-    truth_E = np.asarray(corpus.ids_EC[event_E, -1]).astype(int)
-    truth_E = members_K[truth_E - label.code.first].astype(int)
+    truth_E = members_K[_classes(corpus, event_E)].astype(int)
     return probability_E, truth_E, event_E
 
-  def _threshold(self, apply: Any, params: Any, corpus: Any) -> float | None:
-    """The best one on the validation split, None if that is this one."""
-    data = getattr(corpus, 'stream', None)
-    if data is None or corpus.split != 'test':
+  def learned(self, apply: Any, params: Any, data: Any) -> Learned | None:
+    """From the validation split; None where that has no label."""
+    corpus = data.open('validation')
+    found = self.score(apply, params, corpus, entities=len(corpus))
+    probability_E, truth_E, event_E = self.labelled(corpus, found)
+    if not len(event_E):
       return None
-    other = data.open('validation')
-    found = self.score(apply, params, other, entities=len(other))
-    return event_metrics.best_threshold(*self.labelled(other, found)[:2])
+    return Learned(
+      event_metrics.best_threshold(probability_E, truth_E),
+      event_calibration.fit(found.log_p_EK[event_E], _classes(corpus, event_E)),
+    )
 
   def _label_scores(
     self, apply: Any, params: Any, corpus: Any, found: Found, whole: bool
   ) -> dict[str, float]:
     probability_E, truth_E, event_E = self.labelled(corpus, found)
+    if not len(event_E):
+      return {}
+    report = {'label_rate': float(truth_E.mean())}
+    if report['label_rate'] in (0, 1):
+      logging.getLogger('absl').warning(
+        'All %d labels of the events scored in split %r are alike; only their'
+        ' log-loss is reported.', len(truth_E), corpus.split,
+      )  # fmt: skip
+      nats_E = event_metrics.losses(probability_E, truth_E)
+      return report | {'log_loss': float(nats_E.mean())}
     entity_E = np.searchsorted(corpus.offsets_N1, event_E, side='right') - 1
-    threshold = self._threshold(apply, params, corpus) if whole else None
-    if threshold is None:
-      threshold = event_metrics.best_threshold(probability_E, truth_E)
+    learned, stream = None, getattr(corpus, 'stream', None)
+    if whole and stream is not None and corpus.split == 'test':
+      learned = self.learned(apply, params, stream)
+    threshold = event_metrics.best_threshold(probability_E, truth_E)
+    if learned is not None:
+      threshold = learned.threshold
     best = event_ceilings.exact(
       corpus, len(found.nats_EC), revealed=self.labels == 'revealed'
     )
@@ -186,20 +210,24 @@ class EventScores:
       threshold,
       ceiling_E,
     )
-    report = {'label_rate': float(truth_E.mean()), 'threshold': threshold}
+    report['threshold'] = threshold
+    if whole:
+      label = corpus.tokenizer.label
+      logging.getLogger('absl').info(
+        'scores of %s are those of %s', label.name,
+        ' or '.join(self.positive or label.code.words[-1:]),
+      )  # fmt: skip
     report |= scores.report(self.replicates) if whole else scores.metrics()
-    if best is None:
-      return report
-    exact = dataclasses.replace(
-      scores, probability_E=ceiling_E, ceiling_E=None
-    )
-    for name, value in exact.metrics().items():
-      if name != 'f1':
-        report[f'ceiling_{name}'] = value
-    names = [column.name for column in corpus.tokenizer.columns]
-    for name, nats_E in best.nats.items():
-      excess_E = found.nats_EC[:, names.index(name)] - nats_E
-      report[f'regret_of_{name}'] = float(np.nanmean(excess_E))
+    if learned is not None:
+      log_p_EK = learned.calibration(found.log_p_EK[event_E])
+      members_K = self._members(corpus.tokenizer.label)
+      corrected = dataclasses.replace(
+        scores, probability_E=consolidate(log_p_EK, members_K), ceiling_E=None
+      ).metrics()
+      for name in ('log_loss', 'brier', 'ece'):
+        report[f'calibrated_{name}'] = corrected[name]
+    if best is not None:
+      report |= _ceiling(corpus, found, scores, best)
     return report
 
   def _members(self, label: Any) -> np.ndarray:
@@ -212,6 +240,34 @@ class EventScores:
         f' {label.name!r}; its values are {label.code.words}.'
       )
     return np.isin(label.code.words, positive)
+
+
+def _ceiling(
+  corpus: Any,
+  found: Found,
+  scores: event_metrics.Scores,
+  best: event_ceilings.Ceiling,
+) -> dict[str, float]:
+  """The best scores that there are, and what the model's columns lack."""
+  exact = dataclasses.replace(
+    scores, probability_E=scores.ceiling_E, ceiling_E=None
+  )
+  report = {
+    f'ceiling_{name}': value
+    for name, value in exact.metrics().items()
+    if name != 'f1'
+  }
+  names = [column.name for column in corpus.tokenizer.columns]
+  for name, nats_E in best.nats.items():
+    excess_E = found.nats_EC[:, names.index(name)] - nats_E
+    report[f'regret_of_{name}'] = float(np.nanmean(excess_E))
+  return report
+
+
+def _classes(corpus: Any, event_E: np.ndarray) -> np.ndarray:
+  """Which value of the label each event has, from 0."""
+  ids_E = np.asarray(corpus.ids_EC[event_E, -1]).astype(int)
+  return ids_E - corpus.tokenizer.label.code.first
 
 
 def consolidate(log_p_EK: np.ndarray, members_K: np.ndarray) -> np.ndarray:

@@ -8,12 +8,14 @@ python -m evals.events generate --checkpoint=DIR --input=FILE --out=FILE \\
 python -m evals.events score --checkpoint=DIR --out=FILE.npy
 
 Files are CSV or Parquet, by the end of their name, in the layout that the
-model was trained on. `predict` adds the probability of every value of the label
-to each event, `impute` fills cells that are empty, `generate` writes the events
-that may follow those of every entity. `score` writes the probability that the
-label is positive, of every event that eval.py scores, for bench.event_peers.
+model was trained on; what is written has their columns, of CSV as they were
+spelled. `predict` adds the probability of every value of the label to each
+event, `impute` fills cells that are empty, `generate` writes the events that
+may follow those of every entity. `score` writes the probability that the label
+is positive, of every event that eval.py scores, for bench.event_peers.
 """
 
+import csv
 import dataclasses
 import functools
 import itertools
@@ -25,7 +27,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 import pyarrow.parquet
 from absl import flags
 
@@ -35,7 +36,9 @@ from data import event_batches
 from data import event_codes
 from data import event_corpus
 from data import event_reader
+from data import event_rows
 from data import event_schema
+from data import event_written
 from data import text
 from evals import event_filling
 from evals import event_futures
@@ -61,22 +64,33 @@ _EVENTS = flags.DEFINE_integer(
 _SPLIT = flags.DEFINE_enum(
   'split', 'test', text.SPLITS, 'Of score: the split of the data.'
 )
+_CALIBRATE = flags.DEFINE_bool(
+  'calibrate', False,
+  'Of predict: whether to correct the probabilities by the validation split,'
+  ' which has to be where the run found it.',
+)  # fmt: skip
 _SEED = flags.DEFINE_integer('seed', 0, 'Of generate.', lower_bound=0)
-_TIME = pa.timestamp('us', 'UTC')
 _BATCH = 64  # Entities that go on at a time.
 _WINDOW = 128  # Events of a row.
 
 
 class Task(NamedTuple):
-  """A trained model, and the events that it is asked about."""
+  """A trained model, and the events that it is asked about.
+
+  table: the events of `corpus` as they were read; written: the rows of the
+  file; place_E: which event of `corpus` each of them is.
+  """
 
   model: event_lm.EventLM
   params: Any
+  data: Any
   rows: event_batches.EventRows
   schema: event_schema.Schema
   corpus: event_corpus.EventCorpus
   table: pa.Table
   hidden: bool
+  written: event_written.Written
+  place_E: np.ndarray
 
 
 def main(name: str, _: Sequence[str]) -> None:
@@ -98,9 +112,14 @@ def main(name: str, _: Sequence[str]) -> None:
       np.save(out, found)
     else:
       task = _task(_CHECKPOINT.value, _STEP.value, _INPUT.value)
+      if out.suffix == '.parquet' and not event_rows.is_parquet(
+        pathlib.Path(_INPUT.value).expanduser()
+      ):
+        table = task.table.take(pa.array(task.place_E))
+        task = task._replace(written=task.written.typed(table))
       run = {'predict': predict, 'impute': impute, 'generate': generate}[name]
       found = run(task)
-      _write(out, found)
+      _write(out, found, task.schema.delimiter)
   print(f'{len(found)} events: {out}')
 
 
@@ -128,28 +147,42 @@ def predict(task: Task) -> pa.Table:
     raise ValueError('the schema names no label; use impute or generate.')
   labels = 'hidden' if task.hidden else 'revealed'
   scores = event_scores.EventScores(labels=labels, window=_WINDOW)
+  apply = forward.pure(task.model)
   found = scores.score(
-    forward.pure(task.model),
-    task.params,
-    task.corpus,
-    entities=len(task.corpus),
+    apply, task.params, task.corpus, entities=len(task.corpus)
   )
-  table = task.table
+  log_p_EK = found.log_p_EK[task.place_E]
+  if _CALIBRATE.value:
+    learned = scores.learned(apply, task.params, task.data)
+    if learned is None:
+      raise ValueError(
+        'the validation split has no label to calibrate by; leave --calibrate'
+        ' out.'
+      )
+    log_p_EK = learned.calibration(log_p_EK)
+  table = task.written.table
   for k, word in enumerate(label.code.words):
     member_K = np.arange(len(label.code.words)) == k
-    p_E = event_scores.consolidate(found.log_p_EK, member_K)
-    table = table.append_column(f'p({label.name}={word})', pa.array(p_E))
-  return _as_read(table)
+    p_E = pa.array(event_scores.consolidate(log_p_EK, member_K))
+    table = _append(table, f'p({label.name}={word})', p_E)
+  return table
 
 
 def impute(task: Task) -> pa.Table:
-  """The events with empty cells of --columns filled, and how probable."""
+  """The events with empty cells of --columns filled, and how probable.
+
+  A cell that is likeliest to have a value that its entity never had before
+  stays empty where a column has too many values to name it.
+  """
   tokenizer, names = task.corpus.tokenizer, _COLUMNS.value
   fields = [field.name for field in task.schema.fields]
+  if task.hidden and task.schema.label in fields:
+    fields.remove(task.schema.label)
   if not names or set(names) - set(fields):
     raise ValueError(
       f'--columns={",".join(names)} must name columns of the schema,'
-      f' {", ".join(fields)}.'
+      f' {", ".join(fields)}; labels that are hidden are foretold by predict,'
+      ' others filled with --labels=revealed.'
     )
   index_K = [tokenizer.names.index(name) for name in names]
   missing_EC = np.zeros(task.corpus.ids_EC.shape, bool)
@@ -162,29 +195,28 @@ def impute(task: Task) -> pa.Table:
     rows=dataclasses.replace(task.rows, mask_all=float(task.hidden)),
     window=_WINDOW,
   )
-  decoded, table = tokenizer.decode(found.ids_EC), task.table
+  decoded, place_E = tokenizer.decode(found.ids_EC), task.place_E
+  table = task.written.table
   for c, name in zip(index_K, names, strict=True):
-    filled = pa.array(missing_EC[:, c])
-    known = table[name].combine_chunks()
     column = decoded[name].combine_chunks()
     if isinstance(tokenizer.columns[c].code, event_codes.Recents):
-      column = _recalled(task, name, found.ids_EC[:, c])
-    column = pc.if_else(filled, column.cast(known.type), known)
-    place = table.column_names.index(name)
-    table = table.set_column(place, name, column)
+      column = _recalled(task, c, found.ids_EC[:, c])
+    column = task.written.filled(
+      name, missing_EC[place_E, c], column.take(pa.array(place_E))
+    )
+    table = table.set_column(table.column_names.index(name), name, column)
     p_E = np.where(missing_EC[:, c], found.probability_EC[:, c], np.nan)
-    p = pa.array(p_E, pa.float64(), from_pandas=True)
-    table = table.append_column(f'p({name})', p)
-  return _as_read(table)
+    p = pa.array(p_E[place_E], pa.float64(), from_pandas=True)
+    table = _append(table, f'p({name})', p)
+  return table
 
 
 def generate(task: Task) -> pa.Table:
-  """--events new events for every entity, in the columns of the schema."""
+  """--events new events for every entity, in the columns of the file."""
   corpus, events = task.corpus, _EVENTS.value
   tokenizer, rng = corpus.tokenizer, np.random.default_rng(_SEED.value)
-  starts_N = corpus.offsets_N1[:-1]
   longest = int(np.diff(corpus.offsets_N1).max()) + events
-  parts = []
+  found = []
   for first in range(0, len(corpus), _BATCH):
     # The last batch goes on with some entities twice: all are of one shape.
     entities = np.minimum(first + np.arange(_BATCH), len(corpus) - 1)
@@ -197,56 +229,66 @@ def generate(task: Task) -> pa.Table:
     last_B = corpus.times_E[corpus.offsets_N1[entities + 1] - 1]
     new = event_futures.draw(service, tokenizer, last_B, events, rng)
     kept = min(_BATCH, len(corpus) - first)
-    event_E = np.repeat(starts_N[entities[:kept]], events)
-    ids_EC, numbers_EC, time_E = (
-      x[:kept].reshape(kept * events, *x.shape[2:]) for x in new
-    )
-    decoded = tokenizer.decode(ids_EC)
-    keys = task.table.select([task.schema.entity]).take(pa.array(event_E))
-    part = keys.append_column(
-      task.schema.time, pa.array(time_E * 10**6).cast(_TIME)
-    )
-    for field in task.schema.fields:
-      column = decoded[field.name]
-      c = tokenizer.names.index(field.name)
-      if field.kind == 'number':
-        column = pa.array(numbers_EC[:, c], from_pandas=True)
-      elif isinstance(tokenizer.columns[c].code, event_codes.Recents):
-        column = _continued(task, field.name, entities[:kept], ids_EC[:, c])
-      part = part.append_column(field.name, column)
-    parts.append(part)
-  return pa.concat_tables(parts, promote_options='permissive')
+    found.append([x[:kept].reshape(kept * events, *x.shape[2:]) for x in new])
+  ids_EC, numbers_EC, time_E = map(np.concatenate, zip(*found, strict=True))
+  return _future(task, ids_EC, numbers_EC, time_E, rng)
 
 
-def _recalled(task: Task, name: str, ids_E: np.ndarray) -> pa.Array:
+def _future(
+  task: Task,
+  ids_EC: np.ndarray,
+  numbers_EC: np.ndarray,
+  time_E: np.ndarray,
+  rng: np.random.Generator,
+) -> pa.Table:
+  """New events, equally many of every entity, in the columns of the file."""
+  tokenizer, written = task.corpus.tokenizer, task.written
+  decoded, starts_N = tokenizer.decode(ids_EC), task.corpus.offsets_N1[:-1]
+  row_E = np.argsort(task.place_E)[starts_N]
+  row_E = np.repeat(row_E, len(ids_EC) // max(len(starts_N), 1))
+  entity = task.schema.entity
+  columns = {entity: written.table[entity].take(pa.array(row_E))}
+  for field in task.schema.fields:
+    column, c = decoded[field.name], tokenizer.names.index(field.name)
+    if field.kind == 'number':
+      column = pa.array(numbers_EC[:, c], from_pandas=True)
+    elif isinstance(tokenizer.columns[c].code, event_codes.Recents):
+      column = _continued(task, c, ids_EC[:, c], rng)
+    columns[field.name] = written.like(field.name, column)
+  columns |= written.times(time_E * 10**6)
+  own = [name for name in written.table.column_names if name in columns]
+  own += [name for name in columns if name not in own]
+  return pa.table({name: columns[name] for name in own})
+
+
+def _recalled(task: Task, c: int, ids_E: np.ndarray) -> pa.Array:
   """What each event's column is if it is as so many events ago."""
-  values, found = task.table[name].to_pylist(), []
+  column, found = task.corpus.tokenizer.columns[c], []
+  values = task.table[column.name].to_pylist()
   for first, last in itertools.pairwise(task.corpus.offsets_N1.tolist()):
     own = values[first:last]
-    found += [_before(own[:i], ids_E[first + i]) for i in range(len(own))]
+    found += [
+      column.code.value(own[:i], int(ids_E[first + i])) for i in range(len(own))
+    ]
   return pa.array(found, pa.string())
 
 
 def _continued(
-  task: Task, name: str, entities: np.ndarray, ids_E: np.ndarray
+  task: Task, c: int, ids_E: np.ndarray, rng: np.random.Generator
 ) -> pa.Array:
   """Values of new events, the same number of each entity after the other."""
-  values, offsets_N1 = task.table[name].to_pylist(), task.corpus.offsets_N1
-  found = []
-  for entity, ids_N in zip(
-    entities, ids_E.reshape(len(entities), -1), strict=True
+  column, found = task.corpus.tokenizer.columns[c], []
+  values = task.table[column.name].to_pylist()
+  spans = itertools.pairwise(task.corpus.offsets_N1.tolist())
+  entities = len(task.corpus)
+  for (first, last), ids_N in zip(
+    spans, ids_E.reshape(entities, -1), strict=True
   ):
-    own = values[offsets_N1[entity] : offsets_N1[entity + 1]]
-    for code in ids_N:
-      own.append(_before(own, code))
-    found += own[-len(ids_N) :]
+    own = values[first:last]
+    for number in ids_N.tolist():
+      own.append(column.code.value(own, number, rng))
+    found += own[last - first :]
   return pa.array(found, pa.string())
-
-
-def _before(values: list[str | None], code: int) -> str | None:
-  """The value that a Recents id stands for; none for a new one."""
-  ago = int(code) - event_codes.NEW
-  return values[-ago] if 0 < ago <= len(values) else None
 
 
 def _task(directory: str, step: int | None, path: str) -> Task:
@@ -266,33 +308,43 @@ def _task(directory: str, step: int | None, path: str) -> Task:
     read = dataclasses.replace(schema, fields=fields)
   reader = event_reader.Reader(path, read)
   table = pa.concat_tables([chunk.table for chunk in reader.chunks()])
-  reader.check(0.0)
+  reader.check(way_out='or take these rows out')
   keys = [schema.entity, schema.time, event_reader.LINE]
   table = table.take(
     pc.sort_indices(table, sort_keys=[(key, 'ascending') for key in keys])
   ).combine_chunks()
+  place_E = np.argsort(table[event_reader.LINE].to_numpy())
   encoded = table
   if read is not schema:
     encoded = table.append_column(label, pa.nulls(len(table), pa.string()))
   corpus = event_corpus.EventCorpus.encoded(encoded, data.tokenizer, 'input')
   return Task(
-    model, run.params, run.config.rows, schema, corpus, table, hidden
-  )
+    model, run.params, data, run.config.rows, schema, corpus, table, hidden,
+    event_written.Written.read(path, schema), place_E,
+  )  # fmt: skip
 
 
-def _as_read(table: pa.Table) -> pa.Table:
-  """The rows in the order of the file."""
-  order = pc.sort_indices(table, sort_keys=[(event_reader.LINE, 'ascending')])
-  return table.take(order).drop_columns([event_reader.LINE])
+def _append(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
+  """The table with one more column; ValueError if it has one of that name."""
+  if name in table.column_names:
+    raise ValueError(
+      f'{_INPUT.value} has a column {name!r} already; rename it.'
+    )
+  return table.append_column(name, column)
 
 
-def _write(out: pathlib.Path, table: pa.Table) -> None:
+def _write(out: pathlib.Path, table: pa.Table, delimiter: str) -> None:
   """Writes a file wholly or not at all."""
   partial = out.with_name(f'{out.name}.partial')
-  if out.suffix == '.csv':
-    pyarrow.csv.write_csv(table, partial)
-  else:
+  if out.suffix == '.parquet':
     pyarrow.parquet.write_table(table, partial)
+  else:
+    with partial.open('w', encoding='utf-8', newline='') as file:
+      writer = csv.writer(file, delimiter=delimiter, lineterminator='\n')
+      writer.writerow(table.column_names)
+      for batch in table.to_batches(2**16):
+        texts = [column.cast(pa.string()).to_pylist() for column in batch]
+        writer.writerows(zip(*texts, strict=True))
   partial.replace(out)
 
 

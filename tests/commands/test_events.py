@@ -14,9 +14,12 @@ from configs import base
 from configs import events_csv
 from configs import fitting
 from configs import restore
+from data import event_codes
+from data import event_corpus
 from data import event_files
 from data import event_reader
 from data import event_schema
+from data import event_tokens
 from evals import event_scores
 from tests.commands import running
 from training import optimizer
@@ -161,20 +164,37 @@ def test_predictions_stand_beside_the_events_as_they_came(use):
   order = np.random.default_rng(0).permutation(240)
 
   def shuffle(table):
-    # Without the label, which is to be foretold.
-    table = table.drop_columns(['fraud'])
+    # Without the label, which is to be foretold, in types of its own.
+    table = table.drop_columns(['fraud']).append_column(
+      'ünused "id"', pa.array(2**60 + np.arange(len(table)))
+    )
+    for name, kind in (
+      ('when', pa.timestamp('ns', 'Europe/Berlin')),
+      ('place', pa.dictionary(pa.int32(), pa.string())),
+    ):
+      place = table.column_names.index(name)
+      table = table.set_column(place, name, table[name].cast(kind))
     return table.take(order[order < len(table)])
 
   shuffled, found = use('predict', shuffle)
   more = ['p(fraud=no)', 'p(fraud=yes)']
-  assert set(found.column_names) == {*shuffled.column_names, *more}
-  for name in ('client', 'place', 'amount'):
-    assert found[name].to_pylist() == shuffled[name].to_pylist()
+  assert found.column_names == [*shuffled.column_names, *more]
+  same = found.select(shuffled.column_names)
+  assert same.schema.equals(shuffled.schema)
+  assert same.to_pydict() == shuffled.to_pydict()
   p_no, p_yes = (np.array(found[name]) for name in more)
   np.testing.assert_allclose(p_no + p_yes, 1.0)
   _, same = use('predict', lambda table: table)
   back = np.argsort(order[order < len(found)])
   np.testing.assert_allclose(p_yes[back], same['p(fraud=yes)'], rtol=1e-5)
+  _, mended = use('predict', lambda table: table, '--calibrate')
+  x, y = (
+    np.log(np.array(table['p(fraud=yes)']) / table['p(fraud=no)'])
+    for table in (same, mended)
+  )
+  assert np.abs(x - y).max() > 0.01
+  slope, shift = np.polyfit(x, y, 1)
+  np.testing.assert_allclose(slope * x + shift, y, atol=1e-4)
 
 
 def test_empty_cells_are_filled_and_others_kept(use):
@@ -191,13 +211,15 @@ def test_empty_cells_are_filled_and_others_kept(use):
     np.array(given['amount'])[~was_empty], np.array(found['amount'])[~was_empty]
   )
   assert (np.array(found['p(amount)'].is_null()) == ~was_empty).all()
+  for name in ('client', 'when', 'place', 'fraud'):
+    assert found[name].equals(given[name].cast(found[name].type))
 
 
 @pytest.mark.slow
 def test_generated_events_follow_their_history(trained, use):
   config, _ = trained
   given, found = use('generate', lambda table: table, '--events=3')
-  assert set(found.column_names) == set(given.column_names)
+  assert found.schema.equals(given.schema)
   last = given.group_by('client').aggregate([('when', 'max')])
   last = {row['client']: row['when_max'] for row in last.to_pylist()}
   clients, times = found['client'].to_pylist(), found['when'].to_pylist()
@@ -212,10 +234,38 @@ def test_generated_events_follow_their_history(trained, use):
   assert set(found['fraud'].to_pylist()) <= {'no', 'yes'}
 
 
+def test_values_too_many_for_ids_come_from_the_history():
+  module, _ = running.load('evals/events')
+  code = event_codes.Recents(2, ('x', 'y'))
+  tokenizer = event_tokens.Tokenizer(
+    'client', 'when', (event_tokens.Column('shop', 'id', code),), ''
+  )
+  table = pa.table(
+    {
+      'client': ['u'] * 3 + ['v'] * 2,
+      'when': pa.array(range(5)),
+      'shop': ['a', 'b', None, 'c', 'd'],
+    }
+  )
+  task = module.Task(*[None] * len(module.Task._fields))._replace(
+    corpus=event_corpus.EventCorpus.encoded(table, tokenizer, 'input'),
+    table=table,
+  )
+  new, one_ago, two_ago = range(event_codes.NEW, event_codes.NEW + 3)
+  ids_E = np.array([new, one_ago, two_ago, new, one_ago])
+  found = module._recalled(task, 0, ids_E).to_pylist()
+  assert found == [None, 'a', 'a', None, 'c']
+  ids_E = np.array([two_ago, one_ago, new, two_ago])
+  rng = np.random.default_rng(0)
+  *found, last = module._continued(task, 0, ids_E, rng).to_pylist()
+  assert found[:2] == ['b', 'b'] and found[2] in ('x', 'y') and last == 'd'
+
+
 @pytest.mark.parametrize(
   ('name', 'arguments', 'message'),
   [
     ('impute', ('--columns=city',), '--columns=city must name columns'),
+    ('impute', ('--columns=fraud',), 'labels that are hidden are foretold by'),
     ('predict', ('--out=x.txt',), 'must end in .csv or .parquet'),
   ],
 )

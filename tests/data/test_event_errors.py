@@ -7,6 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from data import event_files
+from data import event_inspect
+from data import event_reader
 from data import event_schema
 from tests.data import small_events
 
@@ -29,7 +31,7 @@ def prepare_error(
 
 
 def spoiled(tmp_path):
-  """A file of 600 rows of which 6 are bad in six ways, with their lines."""
+  """A file of 600 rows of which 8 are bad in eight ways, with its lines."""
   lines = small_events.rows(users=50)
   lines[3] = lines[3][:-1]
   lines[10][3] = '1,5'
@@ -37,6 +39,7 @@ def spoiled(tmp_path):
   lines[30][1] = '2020-13-01'
   lines[40][1] = '1850-01-01'
   lines[50][0] = ''
+  lines[70][1] = 'NA'
   path = small_events.write(tmp_path / 'events.csv', lines)
   data = path.read_bytes().split(b'\r\n')
   data[61] = data[61].replace(b',s', b',\xff', 1)
@@ -49,21 +52,21 @@ def test_bad_rows_are_an_error(tmp_path):
   with pytest.raises(ValueError) as error:
     small_events.source(tmp_path, path).prepare()
   assert str(error.value) == (
-    f'{path}: 7 of 600 rows are bad and none may be (1 ragged row, 1 no'
+    f'{path}: 8 of 600 rows are bad and none may be (1 ragged row, 1 no'
     ' number, 1 infinite number, 1 unparsable time, 1 time outside 1900-2100,'
-    " 1 no entity, 1 undecodable bytes); the first: line 5: '7 values' where 8"
-    " values should be (ragged row); line 12, column 'amount': '1,5' where a"
-    " number should be (no number); line 22, column 'amount': 'inf' where a"
-    " finite number should be (infinite number); line 32, column 'when':"
-    " '2020-13-01' where a time of format 'iso' should be (unparsable time);"
-    " line 42, column 'when': '1850-01-01' where a year from 1900 to 2100"
-    ' should be (time outside 1900-2100); correct the file or the schema, or'
-    ' set data.on_bad to drop or quarantine and data.max_bad_fraction to what'
-    ' you can spare.'
+    ' 1 no entity, 1 undecodable bytes, 1 no time); the first: line 5: '
+    "'7 values' where 8 values should be (ragged row); line 12, column"
+    " 'amount': '1,5' where a number should be (no number); line 22, column"
+    " 'amount': 'inf' where a finite number should be (infinite number);"
+    " line 32, column 'when': '2020-13-01' where a time of format 'iso' should"
+    " be (unparsable time); line 42, column 'when': '1850-01-01' where a year"
+    ' from 1900 to 2100 should be (time outside 1900-2100); correct the file'
+    ' or the schema, or set data.on_bad to drop or quarantine and'
+    ' data.max_bad_fraction to what you can spare.'
   )
   for on_bad in ('drop', 'quarantine'):
     with pytest.raises(
-      ValueError, match=r'7 of 600 rows are bad and data\.max'
+      ValueError, match=r'8 of 600 rows are bad and data\.max'
     ):
       small_events.source(tmp_path, path, on_bad=on_bad).prepare()
 
@@ -76,19 +79,62 @@ def test_bad_rows_are_left_out_and_kept_apart(tmp_path, on_bad, caplog):
   )
   folder = made.prepare()
   metadata = json.loads((folder / 'metadata.json').read_text())
-  assert metadata['rows'] == 600 and sum(metadata['bad'].values()) == 7
-  assert sum(s['events'] for s in metadata['splits'].values()) == 593
+  assert metadata['rows'] == 600 and sum(metadata['bad'].values()) == 8
+  assert sum(s['events'] for s in metadata['splits'].values()) == 592
   quarantine = folder / 'quarantine.csv'
-  assert '7 of 600 rows are left out (1 ragged row' in caplog.text
+  assert '8 of 600 rows are left out (1 ragged row' in caplog.text
   assert (str(quarantine) in caplog.text) == (on_bad == 'quarantine')
   assert quarantine.exists() == (on_bad == 'quarantine')
   if on_bad == 'quarantine':
     text = quarantine.read_text(errors='surrogateescape')
     found = list(csv.DictReader(text.splitlines(keepends=True)))
-    assert [int(row['line']) for row in found] == [5, 12, 22, 32, 42, 52, 62]
+    assert [int(row['line']) for row in found] == [
+      5, 12, 22, 32, 42, 52, 62, 72,
+    ]  # fmt: skip
     for row in found:
       kept = row['text'].encode('utf-8', 'surrogateescape').strip()
       assert kept == data[int(row['line']) - 1]
+
+
+def test_inspect_tells_of_rows_that_it_cannot_read(tmp_path):
+  path, _ = spoiled(tmp_path)
+  proposal = event_inspect.propose(path)
+  assert proposal.rows == 598
+  assert proposal.report().splitlines()[1] == (
+    '  2 rows cannot be read (1 ragged row, 1 undecodable bytes): line 5: '
+    "'7 values' where 8 values should be (ragged row)"
+  )
+  path.write_bytes('user,when\nü,2020\nü,2021\n'.encode('latin-1'))
+  with pytest.raises(ValueError) as error:
+    event_inspect.propose(path)
+  assert str(error.value) == (
+    f'{path} has a header and no row; 2 rows cannot be read (2 undecodable'
+    " bytes): line 2, column 'user': '\\\\xfc' where UTF-8 should be"
+    ' (undecodable bytes).'
+  )
+
+
+def test_lines_that_a_quote_runs_over_are_all_counted(tmp_path):
+  lines = small_events.rows(users=50)
+  path = small_events.write(tmp_path / 'events.csv', lines)
+  data = path.read_text().split('\n')
+  # Two are closed by the quotes of the next row, and the last one by none.
+  for row in (7, 598, 600):
+    data[row] = data[row].replace('"', '').replace('$', '"$', 1)
+  path.write_text('\n'.join(data))
+  made = small_events.source(
+    tmp_path, path, on_bad='quarantine', max_bad_fraction=0.02
+  )
+  folder = made.prepare()
+  metadata = json.loads((folder / 'metadata.json').read_text())
+  assert metadata['rows'] == 600 and metadata['bad'] == {'broken quotes': 5}
+  kept = list(csv.DictReader((folder / 'quarantine.csv').open(newline='')))
+  for row in kept:
+    assert row['text'].rstrip('\n') == data[int(row['line']) - 1]
+  seen = {int(row['line']) for row in kept}
+  for split in metadata['splits']:
+    seen |= set(made.open(split).table[event_reader.LINE].to_pylist())
+  assert seen == set(range(2, 602))
 
 
 def test_errors_of_files(tmp_path):
@@ -217,6 +263,16 @@ def test_single_events_are_warned_of(tmp_path, caplog):
     (
       '{"entity": "b", "time": "t", "fields": [{"name": "b", "kind": "id"}]}',
       "Column 'b' is the entity or the time and cannot be a field",
+    ),
+    (
+      '{"entity": "a", "time": "t", "fields": [{"name": "t:gap", "kind":'
+      ' "id"}]}',
+      "Column 't:gap' has the name of one that is made here; rename it",
+    ),
+    (
+      '{"entity": "a", "time": "t", "fields": [{"name": ":line", "kind":'
+      ' "id"}]}',
+      "Column ':line' has the name of one that is made here; rename it",
     ),
   ],
 )

@@ -6,7 +6,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data import builder
 from data import event_cells
+from data import event_corpus
 from data import event_files
 from data import event_inspect
 from data import event_reader
@@ -87,7 +89,8 @@ def test_partitions_leave_no_trace(tmp_path, split_by, monkeypatch):
   )
   monkeypatch.setattr('data.event_corpus._GROUP', 100)
   found = []
-  for partitions in (1, 4):
+  for partitions, rows in ((1, 2**16), (4, 50)):
+    monkeypatch.setattr('data.event_rows._CHUNK', rows)
     made = small_events.source(
       tmp_path, path, split_by=split_by, partitions=partitions
     )
@@ -113,6 +116,11 @@ def test_parquet_is_csv(tmp_path):
     }
   )
   pq.write_table(table, tmp_path / 'events.parquet')
+  nested = table.append_column('tags', pa.array([['a']] * len(table)))
+  pq.write_table(nested, tmp_path / 'nested.parquet')
+  proposal = event_inspect.propose(tmp_path / 'nested.parquet')
+  assert 'tags: drop (its values are no plain ones' in proposal.report()
+  assert [f.kind for f in proposal.columns[:2]] == ['category', 'time']
   path = small_events.write(tmp_path / 'events.csv', lines)
   packed = tmp_path / 'events.csv.gz'
   packed.write_bytes(gzip.compress(path.read_bytes()))
@@ -125,8 +133,14 @@ def test_parquet_is_csv(tmp_path):
 
 
 def test_cells_of_parquet_become_the_words_of_csv():
-  codes = pa.array([5411.0, None, float('nan'), 0.5])
-  assert event_cells.words(codes).to_pylist() == ['5411', None, None, '0.5']
+  codes = pa.array([5411.0, None, float('nan'), 0.5, 1e300])
+  assert event_cells.words(codes).to_pylist() == [
+    '5411', None, None, '0.5', '1e+300',
+  ]  # fmt: skip
+  ids = pa.array([2**60 + 1, -(2**53) - 1])
+  assert event_cells.words(ids).to_pylist() == [
+    '1152921504606846977', '-9007199254740993',
+  ]  # fmt: skip
   flags = pa.array([True, None, False])
   found, (problem,) = event_cells.bools(flags, 'flag')
   assert found.to_pylist() == ['true', None, 'false']
@@ -174,6 +188,14 @@ def test_tokenizer_knows_nothing_of_other_splits(tmp_path):
     f' {names}), the model those of {one.tokenizer.digest[:12]} (columns'
     f" {names}); encode the data with the checkpoint's tokenizer, or train on"
     ' this data.'
+  )
+  folder = one.prepare()
+  with pytest.raises(ValueError) as error:
+    event_corpus.EventCorpus.load(folder / 'train', other.tokenizer)
+  assert str(error.value) == (
+    f'{folder / "train"} was encoded by tokenizer {one.tokenizer.digest[:12]}'
+    f' and is opened with {other.tokenizer.digest[:12]}; remove {folder} to'
+    ' have it prepared again.'
   )
 
 
@@ -242,6 +264,8 @@ def test_inspect_proposes_and_never_guesses(tmp_path, capsys):
   printed = capsys.readouterr().out
   assert "when: time (a time of format 'iso'" in printed
   assert 'note: drop (it never changes' in printed
+  assert 'No label is named: a model' in printed
+  assert printed.endswith('Left out: when, note.\n')
   with pytest.raises(ValueError, match='names no entity, and it is never'):
     event_schema.Schema.load(out)
   arguments = ['--entity=user', '--time=when', '--label=bad']
@@ -252,12 +276,25 @@ def test_inspect_proposes_and_never_guesses(tmp_path, capsys):
     ('online', 'bool'), ('bad', 'label'),
   ]  # fmt: skip
   assert event_schema.Schema.from_json(schema.to_json()) == schema
-  made = event_files.Events(str(path), str(out), directory=str(tmp_path / 'c'))
+  given = ['tfds', str(path), f'--schema={out}', f'--out={tmp_path / "tfds"}']
+  capsys.readouterr()
+  assert events.main(given) == 0
+  folder = capsys.readouterr().out.split("'")[1]
+  directory = str(tmp_path / 'tfds' / 'prepared')
+  made = event_files.Events(str(path), str(out), directory=directory)
+  ids_EC = np.concatenate([e['ids'] for e in builder.read(folder, 'test')])
+  np.testing.assert_array_equal(ids_EC, made.open('test').ids_EC)
   trained = made.trained()
   out.unlink()  # The config holds everything.
   assert trained.open('test').tokenizer == trained.tokenizer
   assert events.main(['inspect', str(path), '--entity=usr']) == 1
   assert "has no column 'usr'; choose one of" in capsys.readouterr().err
+  assert events.main(['inspect', str(path), '--time=zip']) == 1
+  assert capsys.readouterr().err == (
+    f"Error: Column 'zip' of {path} is no time in any known format; candidates"
+    " are ['when'], or leave --time out and write `time` and `time_format` into"
+    ' the schema.\n'
+  )
   assert events.main(['inspect', str(tmp_path / 'none.csv')]) == 1
 
 
@@ -266,11 +303,14 @@ def test_inspect_reads_times_by_magnitude_and_in_parts(tmp_path):
   lines = [
     [
       i % 7, 2000 + i % 3, i % 12 + 1, i % 28 + 1, f'{i % 24:02d}:30',
-      1_500_000_000_000 + i, f'{i % 40:05d}',
+      1_500_000_000_000 + i, f'{i % 40:05d}', 2**62 + i % 70,
+      2**60 + i % 70,
     ]
     for i in range(200)
   ]  # fmt: skip
-  header = ['User', 'Year', 'Month', 'Day', 'Time', 'stamp', 'zip']
+  header = [
+    'User', 'Year', 'Month', 'Day', 'Time', 'stamp', 'zip', 'shop', 'card_id',
+  ]  # fmt: skip
   small_events.write(path, lines, header)
   proposal = event_inspect.propose(path)
   assert proposal.times == (
@@ -278,6 +318,8 @@ def test_inspect_reads_times_by_magnitude_and_in_parts(tmp_path):
     (('Year', 'Month', 'Day', 'Time'), '%Y %m %d %H:%M'),
   )
   assert 'User' in proposal.entities
+  # Numbers that float64 would confuse are names, not amounts or nanoseconds.
+  assert [f.kind for f in proposal.columns[-2:]] == ['category'] * 2
   schema = event_schema.Schema.from_json(
     proposal.to_json('User', 'Year+Month+Day+Time')
   )

@@ -53,8 +53,9 @@ def test_tabformer(tmp_path):
 def test_amazon(tmp_path, capsys):
   path = tmp_path / 'Electronics_5.json.gz'
   reviews = [
-    {'reviewerID': f'A{user}', 'asin': f'B{row}', 'overall': 1.0 + row,
-     'verified': row == 2, 'unixReviewTime': 1_400_000_000 + 86_400 * row,
+    {'reviewerID': f'A{user}', 'asin': f'B{row}',
+     'overall': 5 if row == 4 else 1.0 + row, 'verified': row == 2,
+     'unixReviewTime': 1_400_000_000 + 86_400 * row,
      'reviewText': 'none, "of" this'}
     for user in range(30) for row in range(5)
   ]  # fmt: skip
@@ -87,7 +88,7 @@ def test_berka(tmp_path):
     )
     for account in range(40):
       for row in range(6):
-        symbol = 'UROK' if row else ''
+        symbol = 'UROK' if row else ' ' * (account % 2)
         file.write(
           f'{row};{account};9301{row + 10};"PRIJEM";"VKLAD";{row}00.5;1000;'
           f'"{symbol}";"AB";"1"\n'
@@ -106,7 +107,9 @@ def test_berka(tmp_path):
     written = list(csv.DictReader(file))
   # Four days before the loan of 30 accounts; ten had none.
   assert len(written) == 120
-  rows = whole(prepared(tmp_path, out, 'berka'))
+  source = prepared(tmp_path, out, 'berka')
+  assert source.tokenizer.label.code.words == ('no', 'yes')
+  rows = whole(source)
   for row in rows:
     bad = int(row['account_id']) % 4 in (1, 3)
     assert row['bad'] == ('yes' if bad else 'no')

@@ -143,6 +143,16 @@ def test_recent_values():
   assert code.decode(ids_E[:4], None).to_pylist() == [
     'NEW', 'NEW', '2 ago', '1 ago',
   ]  # fmt: skip
+  fitted = event_codes.Recents.fitted(column, first_E, depth=2)
+  assert fitted == event_codes.Recents(2, ('a', 'b', 'c', 'a', 'b'))
+  rng, history = np.random.default_rng(0), ['b', 'a', None]
+  assert fitted.value(history, new + 2, rng) == 'a'
+  assert fitted.value(history, event_codes.NULL, rng) is None
+  assert fitted.value(history, new) is None
+  # Those of the last two events would be no new ones.
+  for number, past in ((new, history), (new + 2, ['a'])):
+    drawn = {fitted.value(past, number, rng) for _ in range(50)}
+    assert drawn == {'b', 'c'}
 
 
 def test_ids_are_cut_by_count_and_number(stream):
@@ -150,23 +160,39 @@ def test_ids_are_cut_by_count_and_number(stream):
     {
       'user': ['u'] * 12,
       'time': pa.array(range(12)),
-      'merchant': ['a'] * 5 + ['b'] * 4 + ['c'] * 3,
+      'merchant': ['a'] * 5 + ['b'] * 4 + ['c'] * 2 + ['d'],
     }
   )
   field = stream.schema.fields[0]
-  schema = dataclasses.replace(
-    stream.schema,
-    fields=(dataclasses.replace(field, kind='id', values=()),),
-    derived=(),
-  )
 
-  def code(**limits):
+  def code(kind='id', **limits):
+    schema = dataclasses.replace(
+      stream.schema,
+      fields=(dataclasses.replace(field, kind=kind, values=()),),
+      derived=(),
+    )
     fitted = event_tokens.fit(schema, table, event_tokens.Limits(**limits))
     return fitted.columns[0].code
 
   assert code(min_count=4).words == ('a', 'b')
-  assert code(min_count=1, max_words=2) == event_codes.Recents()
+  assert code(min_count=1, max_words=2) == event_codes.Recents(
+    16, ('a', 'b', 'c', 'd')
+  )
+  # With one word of five rows of twelve most would be unknown.
+  assert isinstance(code(min_count=5), event_codes.Recents)
   assert code(min_count=4, max_words=2).words == ('a', 'b')
+  # What came once is as unknown as what will come; of few words none is.
+  assert code('category').words == ('a', 'b', 'c')
+  assert code('bool').words == ('a', 'b', 'c', 'd')
+  # Of two classes the rarer one is positive, a yes always.
+  assert code('label').words == ('a', 'b', 'c', 'd')
+  for some, words in (
+    (['a'] * 9 + ['b'] * 3, ('a', 'b')),
+    (['b'] * 9 + ['a'] * 3, ('b', 'a')),
+    (['Yes'] * 9 + ['No'] * 3, ('No', 'Yes')),
+  ):
+    table = table.set_column(2, 'merchant', [some])
+    assert code('label').words == words
 
 
 def test_errors_of_streams(stream):

@@ -1,5 +1,7 @@
 """Scores of events by a model that says what is expected of it."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -81,6 +83,60 @@ def test_a_part_of_a_corpus_is_whole_entities():
   assert report['hidden/events'] == corpus.scored_E[:23].sum()
   assert 'hidden/auc' in report
   assert 'hidden/auc_stderr' not in report
+
+
+def test_labels_that_are_all_alike_have_a_loss_only(caplog):
+  corpus = event_tables.draw((3, 4))
+  corpus.ids_EC[:, -1] = 3
+  evaluator = event_scores.EventScores(window=16, context=4)
+  report = evaluator.run(counting, None, corpus)
+  p = 0.1 + 0.05 * age_in(corpus)[corpus.scored_E]
+  np.testing.assert_allclose(
+    report['hidden/log_loss'], -np.log(1 - p).mean(), rtol=1e-5
+  )
+  assert report['hidden/label_rate'] == 0 and 'hidden/auc' not in report
+  assert "in split 'train' are alike; only their log-loss" in caplog.text
+  corpus.ids_EC[:, -1] = event_codes.NULL
+  report = evaluator.run(counting, None, corpus)
+  assert 'hidden/log_loss' not in report
+  assert report['hidden/nats_of_place'] == 2.0
+
+
+class Validated:
+  """A source of events whose validation split is known."""
+
+  def __init__(self, corpus):
+    self.corpus = corpus
+
+  def open(self, split):
+    assert split == 'validation'
+    return self.corpus
+
+
+def test_probabilities_are_calibrated_by_the_validation_split():
+  rng = np.random.default_rng(0)
+  both = [event_tables.draw((9,) * 150, seed=seed) for seed in (1, 2)]
+  for corpus in both:
+    p = truly(corpus)
+    corpus.ids_EC[:, -1] = 3 + (rng.random(len(p)) < p)
+  other, test = both
+  test = dataclasses.replace(test, split='test', stream=Validated(other))
+  evaluator = event_scores.EventScores(window=18, context=9, replicates=2)
+  report = evaluator.run(counting, None, test)
+  assert report['hidden/ece'] > 0.15
+  assert report['hidden/calibrated_ece'] < 0.06
+  truth = (test.ids_EC[:, -1] == 4)[test.scored_E]
+  p = truly(test)[test.scored_E]
+  best = -np.log(np.where(truth, p, 1 - p)).mean()
+  assert abs(report['hidden/calibrated_log_loss'] - best) < 0.02
+  slope = evaluator.learned(counting, None, Validated(other)).calibration.slope
+  assert abs(slope - 2) < 0.5
+
+
+def truly(corpus):
+  """Probabilities that the stub is wrong about."""
+  p = 0.1 + 0.05 * age_in(corpus)
+  return 1 / (1 + np.exp(-2 * np.log(p / (1 - p)) - 2))
 
 
 def test_classes_are_joined_after_the_softmax():
