@@ -74,9 +74,16 @@ def for_decoding(
 ) -> Run:
   """As `restore`, structured projections multiplied out where that is faster.
 
-  The function is the same but for rounding.
+  The function is the same but for rounding. Raises ValueError for a model that
+  continues no text.
   """
   run = restore(directory, limit=limit)
+  model, data = run.config.model, run.config.data
+  if not (hasattr(model, 'init_cache') and hasattr(data, 'codec')):
+    raise ValueError(
+      f'{directory} holds a {type(model).__name__} of {type(data).__name__},'
+      ' which continues no text; score it with eval.py.'
+    )
   if not projections.decodes_faster_merged(run.config.model):
     return run
   model, params = projections.merged(run.config.model, run.params)

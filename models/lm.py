@@ -90,7 +90,7 @@ class ByteLM(nn.Module):
     return Cache(
       layers,
       jnp.zeros((batch_size,), jnp.int32),
-      jnp.zeros((batch_size, self._context), jnp.int32),
+      jnp.zeros((batch_size, min(self._context, length)), jnp.int32),
     )
 
   @nn.compact
@@ -239,10 +239,10 @@ def _next_tokens(
 def _last(
   recent_BC: jax.Array | None, context: int, ids_BT: jax.Array
 ) -> jax.Array:
-  """The `context` ids before a row; none before whole rows."""
+  """At most `context` ids before a row; none before whole rows."""
   if recent_BC is None:
     return jnp.zeros((ids_BT.shape[0], 0), jnp.int32)
-  return recent_BC[:, recent_BC.shape[1] - context :]
+  return recent_BC[:, max(recent_BC.shape[1] - context, 0) :]
 
 
 def _extend(

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 _MULTIPLIER = 0x9E3779B1  # 2^32 over the golden ratio: mixes all bits.
+_FEW = 16  # positions that are compared with all before, which need no sort
 
 
 class RecallEmbedding(nn.Module):
@@ -76,11 +77,11 @@ def recall(
     hash_BS = (hash_BS ^ earlier.astype(jnp.uint32)) * jnp.uint32(_MULTIPLIER)
     hash_BS ^= hash_BS >> 15
   place_1S = jnp.arange(back, dtype=jnp.int32)[None]
-  if length == 1:
-    same_BS = (hash_BS == hash_BS[:, -1:]) & (place_1S < back - 1)
-    latest_BT = jnp.max(
-      jnp.where(same_BS, place_1S, -1), axis=1, keepdims=True
-    )
+  if length <= _FEW:
+    place_11S, place_1T1 = place_1S[:, None], place_1S[:, back - length :, None]
+    same_BTS = hash_BS[:, None] == hash_BS[:, back - length :, None]
+    same_BTS &= place_11S < place_1T1
+    latest_BT = jnp.max(jnp.where(same_BTS, place_11S, -1), axis=2)
   else:
     latest_BT = _latest_equal(hash_BS)[:, back - length :]
   distance_BT = place_1S[:, back - length :] - latest_BT

@@ -42,10 +42,11 @@ class _Drafts(NamedTuple):
     )
 
   def alone(self, context: int) -> tuple[jax.Array, jax.Array]:
-    """Each draft as a row of one id [N, 1] after `context` others [N, C]."""
-    first = self.recent_BMC.shape[2] - context
-    recent_NC = self.recent_BMC[:, :, first:].reshape(-1, context)
-    return self.ids_BM.reshape(-1, 1), recent_NC
+    """Each draft as a row of one id [N, 1] after `context` others at most."""
+    first = max(self.recent_BMC.shape[2] - context, 0)
+    recent_BMC = self.recent_BMC[:, :, first:]
+    ids_N1 = self.ids_BM.reshape(-1, 1)
+    return ids_N1, recent_BMC.reshape(len(ids_N1), recent_BMC.shape[2])
 
 
 @functools.lru_cache
@@ -54,9 +55,10 @@ def mixing(model: nn.Module) -> tuple[int, Callable[..., Any]]:
 
   model: a ByteLM, ByteLatent or Patched, or one with their parts.
 
-  Returns the ids before a token that its reading depends on, C, and (params,
+  Returns the ids before a token that its reading depends on, and (params,
   recent_BMC, ids_BM, weights_BM, cache) -> (logits_BV, cache); recent_BMC are
-  the ids before, oldest first and 0 where there is none; weights add up to 1.
+  these ids, or all that there are, oldest first and 0 for none; weights add up
+  to 1.
   """
   context = _context(model)
 

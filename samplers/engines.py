@@ -17,6 +17,7 @@ from samplers import ngram_store
 from samplers import parallel
 from samplers import passages
 from samplers import rows as cache_rows
+from samplers import span_rules
 from samplers import speculative
 from samplers import superposed
 
@@ -137,6 +138,7 @@ def nests(
   find: from the mean [B, D] of the states of the last `recent` ids of every
   prompt to the passages that it calls for.
   """
+  span_rules.check(sampler)
   cache = _answering(source.init_cache(len(plan.rows[0]), plan.length))
   state, query_BD, mean_BD = nest.prefill(
     source.step,
@@ -145,6 +147,7 @@ def nests(
     *plan.rows,
     capacity=plan.capacity,
     recent=recent,
+    sampler=sampler,
   )
   loaded = find(np.asarray(mean_BD))
   return Engine(

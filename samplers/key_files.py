@@ -146,10 +146,11 @@ def begin(
       names.append(name)
       offsets.append(offsets[-1] + len(ids_N))
   digest.update(json.dumps([names, offsets]).encode())
-  if not offsets[-1]:
+  if offsets[-1] <= len(names):  # Each document has the id that ends it.
     temporary.unlink()
     raise ValueError(
-      'the corpus of the key store is empty: it has no document; take another'
+      'the corpus of the key store is empty: its documents have no text; take'
+      ' another'
     )
   own = {'settings': settings._asdict(), 'corpus': digest.hexdigest()}
   if mark.exists() and json.loads(mark.read_text('utf-8')) != own:

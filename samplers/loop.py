@@ -66,14 +66,32 @@ def prefill(
     capacity: Tokens that can be generated per row, N.
     sampler: The one to decode with, needed if it remembers its rows.
   """
-  batch_size, prompt_length = ids_BT.shape
-  real_BT = jnp.arange(prompt_length)[None] < lengths_B[:, None]
+  real_BT = jnp.arange(ids_BT.shape[1])[None] < lengths_B[:, None]
   logits_BTV, cache = step(params, ids_BT, real_BT.astype(jnp.int32), cache)
   last_B11 = (lengths_B - 1)[:, None, None]
   logits_BV = jnp.take_along_axis(logits_BTV, last_B11, axis=1)[:, 0]
+  return begin(
+    cache,
+    logits_BV,
+    (ids_BT, lengths_B, keys_B),
+    capacity=capacity,
+    sampler=sampler,
+  )
+
+
+def begin(
+  cache: Any,
+  logits_BV: jax.Array,
+  rows: tuple[jax.Array, jax.Array, jax.Array],
+  *,
+  capacity: int,
+  sampler: Sampler,
+) -> State:
+  """The state of rows, ids_BT, lengths_B and keys_B, that a cache has read."""
+  ids_BT, lengths_B, keys_B = rows
+  batch_size, num_ids = logits_BV.shape
   memory = ()
   if hasattr(sampler, 'init'):
-    num_ids = logits_BV.shape[1]
     memory = sampler.init(history.Prompt(ids_BT, lengths_B, capacity, num_ids))
   return State(
     cache=cache,

@@ -141,11 +141,15 @@ def find(
     numbers.near_temperature * width**0.5,
     numbers.neighbours,
   )
-  id_BC = jnp.repeat(passages.key_ids(loaded), count, axis=0)
+  id_BC = passages.key_ids(loaded)
   id_BC = jnp.where(id_BC < 0, num_ids, id_BC)
-  rows_B1 = jnp.arange(len(id_BC))[:, None]
-  p_BV = jnp.zeros((len(id_BC), num_ids), jnp.float32)
-  p_BV = p_BV.at[rows_B1, id_BC].add(weight_BC, mode='drop')
+  # The states of a row side by side, so that every key is added once.
+  weight_BCT = weight_BC.reshape(batch_size, count, -1).swapaxes(1, 2)
+  p_BVT = jnp.zeros((batch_size, num_ids, count), jnp.float32)
+  p_BVT = p_BVT.at[jnp.arange(batch_size)[:, None], id_BC].add(
+    weight_BCT, mode='drop'
+  )
+  p_BV = p_BVT.swapaxes(1, 2).reshape(-1, num_ids)
   return Found(p_BV, weight_BC, ratio_B)
 
 

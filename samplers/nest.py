@@ -19,14 +19,14 @@ import jax
 import jax.numpy as jnp
 
 from samplers import chain
-from samplers import constraints
 from samplers import contrastive
+from samplers import draw
+from samplers import history
 from samplers import loop
 from samplers import nearest
 from samplers import passages
+from samplers import span_rules
 from samplers import speculative
-
-_LIMITS = constraints.Bias, constraints.Allow, constraints.Deny
 
 
 class State(NamedTuple):
@@ -52,7 +52,8 @@ class _Draft(NamedTuple):
   """Tokens of a round, as proposed and then as made; G is the most there are.
 
   start_B: place in the passages of the first, -1 for a drawn token. taken_B:
-  how many are from a passage. is_whole_B: was none rejected?
+  how many are from a passage. is_whole_B: was none rejected? memory: the
+  sampler's, after the first token as proposed and after all as made.
   """
 
   token_BG: jax.Array
@@ -60,6 +61,7 @@ class _Draft(NamedTuple):
   start_B: jax.Array
   taken_B: jax.Array
   is_whole_B: jax.Array
+  memory: Any
 
 
 class _Read(NamedTuple):
@@ -97,6 +99,7 @@ def prefill(
   *,
   capacity: int,
   recent: int | jax.Array,
+  sampler: chain.Chain | None = None,
 ) -> tuple[loop.State, jax.Array, jax.Array]:
   """Reads prompts; gives the queries [B, D], and means of the last `recent`.
 
@@ -114,15 +117,12 @@ def prefill(
   is_recent_BT = real_BT & (place_1T >= lengths_B[:, None] - recent)
   weight_BT = is_recent_BT / jnp.sum(is_recent_BT, axis=1, keepdims=True)
   mean_BD = jnp.einsum('BT,BTD->BD', weight_BT, query_BTD, precision='highest')
-  count = len(ids_BT)
-  state = loop.State(
-    cache=cache,
-    ids_BN=jnp.zeros((count, capacity), jnp.int32),
-    length_B=jnp.zeros(count, jnp.int32),
-    logits_BV=logits_BV.astype(jnp.float32),
-    done_B=jnp.full(count, capacity == 0),
-    keys_B=keys_B,
-    failed_B=jnp.zeros(count, bool),
+  state = loop.begin(
+    cache,
+    logits_BV,
+    (ids_BT, lengths_B, keys_B),
+    capacity=capacity,
+    sampler=sampler,
   )
   return state, query_BD, mean_BD
 
@@ -158,33 +158,18 @@ def decode(
   """Up to num_rounds rounds of 1 to rule.span tokens; donates the state.
 
   Tokens that are no part of a span are drawn by the sampler from the mixture,
-  token n of a row with the key that samplers.loop has for it. Spans are judged
-  by the mixture itself, and by the ids that bias, allow and deny leave. Which
-  tokens a row gets does not depend on the others, but for rounding.
+  token n of a row with the key that samplers.loop has for it. What it says of
+  spans is in samplers.span_rules. Which tokens a row gets does not depend on
+  the others, but for rounding.
 
-  ValueError for a sampler with a rule that remembers, or that speaks of the
-  model alone.
+  ValueError for a sampler with a rule that speaks of the model alone, or that
+  remembers and that prefill was not given.
   """
-  _check(sampler)
+  span_rules.check(sampler)
   return _decode(
     step, params, state, loaded, sampler, nearest.knobs(rule), num_rounds,
     stop_ids, span=rule.span,
   )  # fmt: skip
-
-
-def _check(sampler: chain.Chain) -> None:
-  for rule in sampler.rules:
-    name = type(rule).__name__
-    if hasattr(rule, 'init'):
-      raise ValueError(
-        f'{name} remembers what was drawn, and a span of a corpus is not drawn;'
-        ' drop it, or sample without a key store'
-      )
-    if getattr(rule, 'needs_raw_logits', False) and rule.is_active:
-      raise ValueError(
-        f'{name} speaks of the law of the model, not of its mixture with a'
-        ' corpus; drop it, or sample without a key store'
-      )
 
 
 @functools.partial(
@@ -248,11 +233,14 @@ def _propose(job: _Job, state: State, active_B: jax.Array) -> _Draft:
   log_p_BV, share_B, weight_BC = _mix(
     job, state, now.logits_BV[:, None], state.query_BD[:, None]
   )
-  drawn_B = job.sampler(speculative.token_keys(now, 0), log_p_BV)
+  drawn_B, law_BV = _draw(job, now, 0, log_p_BV, now.memory)
   id_BX = id_BML.reshape(len(id_BML), -1)
   goes_on_B = state.next_B >= 0
   next_B = passages.pick(id_BX, jnp.maximum(state.next_B, 0))
-  is_kept_B = goes_on_B & _judge(job, log_p_BV, next_B)
+  copied_BV = span_rules.law(job.sampler, log_p_BV, now.memory)
+  is_kept_B = goes_on_B & span_rules.judge(
+    job.sampler, copied_BV, next_B, job.knobs.gamma
+  )
   key_id_BC = passages.key_ids(job.loaded)
   weight_BC = jnp.where(key_id_BC == drawn_B[:, None], weight_BC, 0.0)
   best_B = jnp.argmax(weight_BC, axis=1)
@@ -268,7 +256,10 @@ def _propose(job: _Job, state: State, active_B: jax.Array) -> _Draft:
   count_B = jnp.minimum(jnp.where(is_span_B, count_B, 1), room_B)
   count_B = jnp.where(active_B, count_B, 0)
   taken_B = jnp.where(is_span_B, count_B, 0)
-  return _Draft(token_BG, count_B, start_B, taken_B, is_span_B)
+  law_BV = jnp.where(is_kept_B[:, None], copied_BV, law_BV)
+  first = history.Drawn(token_BG[:, 0], active_B, law_BV)
+  memory = job.sampler.remember(now.memory, first)
+  return _Draft(token_BG, count_B, start_B, taken_B, is_span_B, memory)
 
 
 def _verify(job: _Job, state: State, draft: _Draft) -> tuple[_Draft, _Read]:
@@ -281,18 +272,25 @@ def _verify(job: _Job, state: State, draft: _Draft) -> tuple[_Draft, _Read]:
   log_p_BV, *_ = _mix(
     job, state, read.logits_BGV[:, :-1], read.query_BGD[:, :-1]
   )
-  log_p_BGV = log_p_BV.reshape(batch_size, size - 1, -1)
-  is_good_GB = jax.vmap(functools.partial(_judge, job))(
-    jnp.swapaxes(log_p_BGV, 0, 1), draft.token_BG[:, 1:].T
+  log_p_GBV = jnp.swapaxes(log_p_BV.reshape(batch_size, size - 1, -1), 0, 1)
+  others = draft.token_BG[:, 1:].T, log_p_GBV
+  memory_G, law_GBV = span_rules.follow(
+    job.sampler, draft.memory, *others, draft.count_B > 0
+  )
+  is_good_GB = jax.vmap(span_rules.judge, (None, 0, 0, None))(
+    job.sampler, law_GBV, others[0], job.knobs.gamma
   )
   is_good_BG = jnp.pad(is_good_GB.T, ((0, 0), (1, 0)), constant_values=True)
   is_good_BG = jnp.cumprod(is_good_BG & real_BG, axis=1)
   good_B = jnp.sum(is_good_BG, axis=1)
   is_cut_B = good_B < draft.count_B
-  log_p_BV = log_p_BGV[rows_B, jnp.clip(good_B - 1, 0, size - 2)]
-  drawn_B = job.sampler(speculative.token_keys(now, good_B), log_p_BV)
+  last_B = jnp.maximum(good_B - 1, 0)
+  log_p_BV = log_p_GBV[jnp.minimum(last_B, size - 2), rows_B]
+  memory = jax.tree.map(lambda x_G: x_G[last_B, rows_B], memory_G)
+  drawn_B, law_BV = _draw(job, now, good_B, log_p_BV, memory)
   # Without a law nothing is drawn; the next round finds the row at fault.
   is_drawn_B = is_cut_B & jnp.isfinite(jnp.max(log_p_BV, axis=1))
+  drawn = history.Drawn(drawn_B, is_drawn_B, law_BV)
   token_BG = draft.token_BG.at[rows_B, jnp.where(is_drawn_B, good_B, size)].set(
     drawn_B, mode='drop'
   )
@@ -308,6 +306,7 @@ def _verify(job: _Job, state: State, draft: _Draft) -> tuple[_Draft, _Read]:
     draft.start_B,
     jnp.minimum(good_B, draft.taken_B),
     draft.is_whole_B & ~is_cut_B,
+    job.sampler.remember(memory, drawn),
   )
   return made, _last(read, count_B)
 
@@ -360,6 +359,7 @@ def _record(
     length_B=now.length_B + count_B,
     logits_BV=jnp.where(active_B1, following.logits_BGV, now.logits_BV),
     done_B=now.done_B | (active_B & ended_B),
+    memory=made.memory,
   )
   is_new_B = (taken_B > 0) & (state.next_B < 0)
   return State(
@@ -386,10 +386,14 @@ def _mix(
   return *mixed, found.weight_BC
 
 
-def _judge(job: _Job, log_p_BV: jax.Array, token_B: jax.Array) -> jax.Array:
-  """[B]: may a span have these tokens?"""
-  is_good_B = nearest.accepts(log_p_BV, token_B, job.knobs.gamma)
-  for rule in job.sampler.rules:
-    if isinstance(rule, _LIMITS):
-      is_good_B &= passages.pick(rule(log_p_BV), token_B) > -jnp.inf
-  return is_good_B
+def _draw(
+  job: _Job,
+  now: loop.State,
+  place: int | jax.Array,
+  log_p_BV: jax.Array,
+  memory: Any,
+) -> tuple[jax.Array, jax.Array]:
+  """The token so many after the next one, and the law [B, V] it is from."""
+  keys_B = speculative.token_keys(now, place)
+  law_BV = job.sampler.transform(keys_B, log_p_BV, memory)
+  return draw.draw(keys_B, law_BV), law_BV

@@ -19,15 +19,20 @@ from samplers import stored_arrays
 ORDERS = (2, 3, 4, 5, 6)
 _MULTIPLIERS = 0x9E3779B1, 0x85EBCA77
 _FIELDS = 'first_M', 'second_M', 'count_M'
+_MOST_BITS = 20  # of a hash that say where to look
 _Counts = tuple[np.ndarray, np.ndarray]  # hashes and how often
 
 
 class Table(NamedTuple):
-  """Hashes in the order of both numbers, and how often each came."""
+  """Hashes in the order of both numbers, and how often each came.
+
+  start_K: where those begin whose highest bits are 0, 1 ..., and the end.
+  """
 
   first_M: Any  # uint32
   second_M: Any
   count_M: Any  # float32
+  start_K: Any
 
 
 class Store(NamedTuple):
@@ -90,22 +95,31 @@ def load(path: str | os.PathLike[str], vocabulary_size: int) -> Store:
       f'{path} is an n-gram store of a vocabulary of {size} ids for a model of'
       f' {vocabulary_size}; name another file'
     )
-  store = Store(
-    *(Table(*(found[f'{t}_{f}'] for f in _FIELDS)) for t in Store._fields)
-  )
-  if not all(map(_is_sound, store)):
+  tables = [[found[f'{t}_{f}'] for f in _FIELDS] for t in Store._fields]
+  if not all(_is_sound(*arrays) for arrays in tables):
     raise ValueError(no_store)
-  return store
+  return Store(*(_table(*arrays) for arrays in tables))
 
 
-def _is_sound(table: Table) -> bool:
+def _is_sound(
+  first_M: np.ndarray, second_M: np.ndarray, count_M: np.ndarray
+) -> bool:
   """Whether hashes are in order and have counts."""
-  lengths = {len(array_M) for array_M in table}
+  lengths = {len(array_M) for array_M in (first_M, second_M, count_M)}
   if len(lengths) > 1 or 0 in lengths:
     return False
-  hash_M = _join(table[:2])
+  hash_M = _join((first_M, second_M))
   rises = bool((hash_M[1:] >= hash_M[:-1]).all())
-  return rises and bool(((table.count_M > 0) & (table.count_M < np.inf)).all())
+  return rises and bool(((count_M > 0) & (count_M < np.inf)).all())
+
+
+def _table(
+  first_M: np.ndarray, second_M: np.ndarray, count_M: np.ndarray
+) -> Table:
+  bits = min(max(len(first_M).bit_length() - 1, 1), _MOST_BITS)
+  parts_K = np.arange((1 << bits) + 1, dtype=np.uint64) << np.uint64(32 - bits)
+  start_K = np.searchsorted(first_M.astype(np.uint64), parts_K)
+  return Table(first_M, second_M, count_M, start_K.astype(np.int32))
 
 
 def load_or_build(
@@ -198,7 +212,7 @@ def _merge(parts: Sequence[_Counts]) -> Table:
   values, counts = (np.concatenate(x) for x in zip(*parts, strict=True))
   order = np.argsort(values)
   values, counts = values[order], counts[order]
-  return Table(
+  return _table(
     (values >> np.uint64(32)).astype(np.uint32),
     (values & np.uint64(0xFFFFFFFF)).astype(np.uint32),
     counts.astype(np.float32),
@@ -207,11 +221,13 @@ def _merge(parts: Sequence[_Counts]) -> Table:
 
 def _find(table: Table, wanted: tuple[jax.Array, jax.Array]) -> jax.Array:
   """The count of each hash, 0 where it is not in the table."""
-  first_M, second_M, count_M = map(jnp.asarray, table)
+  first_M, second_M, count_M, start_K = map(jnp.asarray, table)
   first, second = wanted
-  size = len(first_M)
 
-  def halve(_: jax.Array, bounds: tuple[jax.Array, jax.Array]) -> tuple:
+  def unfinished(bounds: tuple[jax.Array, jax.Array]) -> jax.Array:
+    return jnp.any(bounds[0] < bounds[1])
+
+  def halve(bounds: tuple[jax.Array, jax.Array]) -> tuple:
     low, high = bounds
     middle = (low + high) // 2
     is_less = first_M[middle] < first
@@ -222,10 +238,10 @@ def _find(table: Table, wanted: tuple[jax.Array, jax.Array]) -> jax.Array:
       jnp.where(is_open & ~is_less, middle, high),
     )
 
-  zeros = jnp.zeros(first.shape, jnp.int32)
-  place, _ = jax.lax.fori_loop(
-    0, size.bit_length(), halve, (zeros, jnp.full_like(zeros, size))
+  part = first >> np.uint32(33 - len(start_K).bit_length())
+  begin = start_K[part.astype(jnp.int32)], start_K[part.astype(jnp.int32) + 1]
+  place = jnp.minimum(
+    jax.lax.while_loop(unfinished, halve, begin)[0], len(first_M) - 1
   )
-  place = jnp.minimum(place, size - 1)
   is_there = (first_M[place] == first) & (second_M[place] == second)
   return jnp.where(is_there, count_M[place], 0.0)

@@ -89,20 +89,25 @@ def index(texts: Sequence[bytes]) -> Index:
 def bm25(held: Index, text: bytes, k1: float, b: float) -> np.ndarray:
   """[P]: sum over the 4-grams of a text of idf * tf / (tf + k1 * length)."""
   total = len(held.size_P)
-  score_P = np.zeros(total)
   mean = max(held.size_P.mean(), 1e-9)
-  grams, times = np.unique(_grams(text), return_counts=True)
-  places = np.searchsorted(held.grams, grams)
-  for gram, place, count in zip(grams, places, times, strict=True):
-    if place == len(held.grams) or held.grams[place] != gram:
-      continue
-    part = slice(*held.starts[place : place + 2])
-    passages_J = held.passage_J[part]
-    tf_J = held.count_J[part].astype(np.float64)
-    idf = np.log1p((total - len(tf_J) + 0.5) / (len(tf_J) + 0.5))
-    length_J = 1 - b + b * held.size_P[passages_J] / mean
-    score_P[passages_J] += count * idf * tf_J / (tf_J + k1 * length_J)
-  return score_P
+  grams, times_G = np.unique(_grams(text), return_counts=True)
+  place_G = np.searchsorted(held.grams, grams)
+  is_held_G = place_G < len(held.grams)
+  is_held_G[is_held_G] = held.grams[place_G[is_held_G]] == grams[is_held_G]
+  place_G, times_G = place_G[is_held_G], times_G[is_held_G]
+  first_G = held.starts[place_G]
+  count_G = held.starts[place_G + 1] - first_G
+  idf_G = np.log1p((total - count_G + 0.5) / (count_G + 0.5))
+  # What belongs to these grams, one after the other.
+  gram_J = np.repeat(np.arange(len(place_G)), count_G)
+  shift_G = first_G - np.cumsum(count_G) + count_G
+  index_J = np.arange(len(gram_J)) + shift_G[gram_J]
+  passage_J = held.passage_J[index_J]
+  tf_J = held.count_J[index_J].astype(np.float64)
+  length_J = 1 - b + b * held.size_P[passage_J] / mean
+  weight_J = (times_G * idf_G)[gram_J]
+  score_J = weight_J * tf_J / (tf_J + k1 * length_J)
+  return np.bincount(passage_J, score_J, minlength=total)
 
 
 def nearness(mean_PD: np.ndarray, query_D: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ class Mixer(NamedTuple):
 
   context: ids before a token that its embedding depends on; mix: (params,
   recent_BMC, ids_BM, weights_BM, cache) -> (logits_BV, cache), where recent_BMC
-  are the ids before ids_BM, oldest first and 0 where there is none.
+  are so many ids before ids_BM, or all, oldest first and 0 where there is none.
   """
 
   context: int
@@ -80,7 +80,7 @@ class _State(NamedTuple):
   ids_BMN: jax.Array
   log_p_BM: jax.Array
   finished: beam.Hypotheses
-  start: Any  # the cache at the last reset
+  start: Any  # the cache at the last reset; None if there is none to come
 
 
 @functools.partial(
@@ -125,6 +125,8 @@ def search(
     return jax.lax.cond(is_due, reset, lambda now: now, now)
 
   begin = _begin(state, rule.drafts, num_tokens)
+  if rule.reset is None:
+    begin = begin._replace(start=None)
   last = jax.lax.fori_loop(0, num_tokens, advance, begin)
   length_BM = jnp.full(last.log_p_BM.shape, num_tokens)
   alive = beam.Hypotheses(last.ids_BMN, length_BM, last.log_p_BM / num_tokens)
@@ -183,16 +185,19 @@ def _choose(
     )
   total_BMK = now.log_p_BM[:, :, None] + score_BMK
   # So many that k do not end, whatever the stop ids are.
-  most = min(drafts * (1 + max(len(stop_ids), 1)), drafts * count)
+  most = min(drafts * (1 + len(stop_ids)), drafts * count)
   total_BK, place_BK = jax.lax.top_k(total_BMK.reshape(batch_size, -1), most)
   parent_BK = place_BK // count
   token_BK = jnp.take_along_axis(id_BK, place_BK % count, axis=1)
   ids_BKN = jnp.take_along_axis(now.ids_BMN, parent_BK[:, :, None], axis=1)
   ids_BKN = ids_BKN.at[:, :, now.count].set(token_BK)
+  now = now._replace(count=now.count + 1)
+  if not stop_ids:
+    return now._replace(ids_BMN=ids_BKN, log_p_BM=total_BK)
   is_end_BK = jnp.zeros(token_BK.shape, bool)
   for stop_id in stop_ids:
     is_end_BK |= token_BK == stop_id
-  length_BK = jnp.full(token_BK.shape, now.count + 1)
+  length_BK = jnp.full(token_BK.shape, now.count)
   ended = beam.Hypotheses(
     ids_BKN, length_BK, jnp.where(is_end_BK, total_BK / length_BK, -jnp.inf)
   )
@@ -203,7 +208,6 @@ def _choose(
     jnp.where(is_end_BK, -jnp.inf, total_BK), drafts
   )
   return now._replace(
-    count=now.count + 1,
     ids_BMN=jnp.take_along_axis(ids_BKN, best_BM[:, :, None], axis=1),
     log_p_BM=log_p_BM,
     finished=beam.best(both, drafts),
@@ -214,7 +218,10 @@ def _read(
   mixer: Mixer, params: Any, now: _State, prompt: tuple[jax.Array, jax.Array]
 ) -> _State:
   """Feeds the mean of the drafts' last tokens."""
-  recent_BMC = _recent(prompt, now.ids_BMN, now.count, mixer.context + 1)
+  whole = prompt[0].shape[1] + now.ids_BMN.shape[2]
+  recent_BMC = _recent(
+    prompt, now.ids_BMN, now.count, min(mixer.context + 1, whole)
+  )
   # A row of drafts that all ended has nothing left to weigh.
   log_p_BM = jnp.where(
     jnp.isfinite(jnp.max(now.log_p_BM, axis=1, keepdims=True)),

@@ -83,6 +83,9 @@ def longest_prefix(
 
 def largest(values_BV: jax.Array, count_B1: jax.Array) -> jax.Array:
   """True at the `count_B1` (at least 1) largest values and at their ties."""
+  if values_BV.shape[1] <= _SMALL:
+    keys_BV = ordered(values_BV)
+    return keys_BV >= _counted(keys_BV, values_BV.shape[1] - count_B1)
   # The k-th largest is the largest value with at most V - k values below it.
   return drop_lowest(
     values_BV,
@@ -202,17 +205,21 @@ def _bisect(
 ) -> jax.Array:
   """Largest t where `holds`, which does so up to some t, or the low bound."""
 
-  def is_open(bounds: _Bounds) -> jax.Array:
-    return jnp.any(bounds[0] < bounds[1])
-
   def halve(bounds: _Bounds) -> _Bounds:
-    low_B1, high_B1 = bounds
-    # The mean, rounded up; their sum could overflow. It is the low bound of a
-    # row that is done, which therefore stays.
-    middle_B1 = (low_B1 | high_B1) - ((low_B1 ^ high_B1) >> 1)
-    return _step(bounds, middle_B1, holds)
+    return _step(bounds, _middle(bounds), holds)
 
-  return jax.lax.while_loop(is_open, halve, bounds)[0]
+  return jax.lax.while_loop(_is_open, halve, bounds)[0]
+
+
+def _is_open(bounds: _Bounds) -> jax.Array:
+  return jnp.any(bounds[0] < bounds[1])
+
+
+def _middle(bounds: _Bounds) -> jax.Array:
+  """The mean, rounded up: the low bound of a row that is done, which stays."""
+  low_B1, high_B1 = bounds
+  # Their sum could overflow.
+  return (low_B1 | high_B1) - ((low_B1 ^ high_B1) >> 1)
 
 
 def _step(
@@ -225,6 +232,37 @@ def _step(
     jnp.where(holds_B1, middle_B1, bounds[0]),
     jnp.where(holds_B1, bounds[1], middle_B1 - 1),
   )
+
+
+def _counted(keys_BV: jax.Array, most_B1: jax.Array) -> jax.Array:
+  """[B, 1]: a threshold with `most_B1` keys below it, with ties fewer.
+
+  Any other with as many keeps the same, so that it ends sooner than `_bisect`.
+  """
+
+  def halve(bounds: _Bounds) -> _Bounds:
+    low_B1, high_B1 = bounds
+    middle_B1 = _middle(bounds)
+    below_B1 = jnp.sum(keys_BV < middle_B1, axis=1, keepdims=True)
+    return (
+      jnp.where(below_B1 <= most_B1, middle_B1, low_B1),
+      jnp.where(
+        below_B1 < most_B1,
+        high_B1,
+        jnp.where(below_B1 == most_B1, middle_B1, middle_B1 - 1),
+      ),
+    )
+
+  low_B1, high_B1 = _range(keys_BV)
+  # Values of -inf are far from all others, and mostly below the threshold.
+  is_finite_BV = keys_BV > ordered(-jnp.inf)
+  least_B1 = jnp.min(
+    jnp.where(is_finite_BV, keys_BV, high_B1), axis=1, keepdims=True
+  )
+  below_B1 = jnp.sum(~is_finite_BV, axis=1, keepdims=True)
+  low_B1 = jnp.where(below_B1 <= most_B1, least_B1, low_B1)
+  high_B1 = jnp.where(below_B1 >= most_B1, low_B1, high_B1)
+  return jax.lax.while_loop(_is_open, halve, (low_B1, high_B1))[0]
 
 
 def _range(keys_BV: jax.Array) -> _Bounds:

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 
+import jax
 import pytest
 from absl import flags
 
@@ -147,6 +148,30 @@ def test_report_and_table(run, copy):
       report[f'{head}reference/{key}'], abs=1e-3
     )
   assert result.out.splitlines()[-1] == f'report: {copy}/report.json'
+
+
+def test_devices_share_the_rows(finished, monkeypatch):
+  module, _ = running.load('eval')
+  pure, places = module.forward.pure, []
+
+  def watched(model):
+    def apply(*inputs, **stored):
+      logits_BTV = pure(model)(*inputs, **stored)
+      jax.debug.inspect_array_sharding(logits_BTV, callback=places.append)
+      return logits_BTV
+
+    return apply
+
+  monkeypatch.setattr(module.forward, 'pure', watched)
+  shared = module.evaluate(str(finished), None, 'validation')
+  monkeypatch.setattr(jax, 'local_devices', lambda: jax.devices()[:3])
+  alone = module.evaluate(str(finished), None, 'validation')
+  # Eight rows; three devices cannot share them evenly.
+  rows = [place.shard_shape((8, 32, 260))[0] for place in places]
+  assert rows == [1, 4]
+  for name, score in shared.items():
+    if isinstance(score, float) and not name.endswith('seconds'):
+      assert alone[name] == pytest.approx(score, rel=1e-6), name
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,15 @@ import pytest
 from models import lm
 from models import masks
 from models import positions
+from models import recall
 from tests.models import small_lm
 
 _WINDOW = (masks.Causal(window=5),)
+_FAR = recall.RecallEmbedding(sizes=(1, 3), reach=100)  # More than a cache has.
 _MODELS = {
   'every_layer_its_mask': lm.ByteLM(**small_lm.SIZES, **small_lm.EXTRAS),
   'scanned_tied_and_normed': lm.ByteLM(
-    **(small_lm.SIZES | small_lm.EXTRAS | {'masks': _WINDOW}),
+    **(small_lm.SIZES | small_lm.EXTRAS | {'masks': _WINDOW, 'recall': _FAR}),
     tie_head=True,
     query_key_norm=True,
     scan_layers=True,

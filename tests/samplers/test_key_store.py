@@ -257,8 +257,9 @@ def test_foreign_and_damaged_stores_are_refused(built, tmp_path):
 
 
 def test_a_store_of_nothing_is_refused(tmp_path):
-  with pytest.raises(ValueError, match='is empty: it has no document'):
-    key_store.build(tmp_path / 'a', RUN, [], OPTIONS)
+  for documents in ([], [('empty.py', b''), ('other.py', b'')]):
+    with pytest.raises(ValueError, match='its documents have no text; take an'):
+      key_store.build(tmp_path / 'a', RUN, documents, OPTIONS)
   (tmp_path / 'mine.txt').touch()
   with pytest.raises(ValueError, match='holds other files; name a new'):
     key_store.build(tmp_path, RUN, DOCUMENTS, OPTIONS)

@@ -65,6 +65,20 @@ def test_drop_lowest_equals_sorting(family):
     np.testing.assert_array_equal(keep_BV[row], expected_V)
 
 
+def test_the_largest_of_a_small_row_are_those_of_sorting():
+  # As many as there are, fewer and more; with holes, ties and nothing at all.
+  values_BV = np.stack(
+    [part[row, :40] for part in families().values() for row in range(ROWS)]
+  ).astype(np.float32)
+  count_B1 = np.tile(np.array([1, 2, 17, 39, 40, 99]), 6)[:, None]
+  keep_BV = jax.jit(threshold.largest)(values_BV, count_B1)
+  for values_V, count, keep_V in zip(
+    values_BV, count_B1[:, 0], keep_BV, strict=True
+  ):
+    last = np.sort(values_V)[::-1][min(count, 40) - 1]
+    np.testing.assert_array_equal(keep_V, values_V >= last)
+
+
 def test_rows_that_need_all_leave_their_neighbours_alone():
   rng = np.random.default_rng(2)
   values_BV = rng.normal(size=(4, SIZE)).astype(np.float32)
