@@ -138,10 +138,8 @@ def quantised(
 
 def ideal_bits(coded: dict[str, quantise.Coded]) -> float:
   """Nearly the length of a file's arrays, without coding them."""
-  return sum(
-    codec.ideal_bits(x.symbols.reshape(len(x.symbols), -1))
-    for x in coded.values()
-  )
+  rows = (np.atleast_1d(x.symbols) for x in coded.values())
+  return sum(codec.ideal_bits(x.reshape(len(x), -1)) for x in rows)
 
 
 def _check_tree(tree: Any, path: str, allowed: str, depth: int = 0) -> None:

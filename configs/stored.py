@@ -19,7 +19,7 @@ def entropies(
 ) -> dict[str, np.ndarray]:
   """Nats after every id of a split by the config's entropy language model.
 
-  Kept beside the split as `entropy_*.npy`; nothing for other models. Every id
+  Kept beside the split in `entropy_*/`; nothing for other models. Every id
   is measured after as many ids of its document as the language model's window
   holds, or at least a row where it has none.
   """

@@ -75,9 +75,10 @@ def thetas() -> list[tuple[float, ...]]:
 
 
 def search(config: base.Config, budget: Budget) -> list[Candidate]:
-  """The dense layer, then all candidates within the budget, the best first.
+  """The dense layer, then what is within the budget, the best first.
 
-  Raises ValueError if there are none, with the least that there is.
+  Only candidates of fewer multiply-adds than dense layers. Raises ValueError
+  if there are none, with the least that there is.
   """
   if (budget.macs, budget.moved, budget.microseconds) == (None,) * 3:
     raise ValueError(
@@ -89,23 +90,18 @@ def search(config: base.Config, budget: Budget) -> list[Candidate]:
       f'--chip={budget.chip} is not known; choose among'
       f' {", ".join(estimate.CHIPS)}.'
     )
-  dense = linear.with_linear(config.model, linear.Dense())
-  count = config.batch_size // config.accumulate
-  layers = [
-    one
-    for one in projections.find(dense, rows=count, length=config.row_length)
-    if one.path.rpartition('/')[2] != 'head'
-    and isinstance(one.layer, linear.Dense)
-  ]
-  positions = count * config.row_length
+  layers = replaceable(config)
+  positions = config.batch_size // config.accumulate * config.row_length
   first = _candidate(None, layers, positions, budget.chip)
   found = [
     candidate
     for theta in thetas()
     for candidate in _tried(theta, layers, positions, budget.chip)
   ]
+  # One that does the work of a dense layer has nothing to offer.
+  cheaper = (one for one in found if one.macs < first.macs)
   kept = sorted(
-    (one for one in found if _is_within(one, budget)), key=_merit
+    (one for one in cheaper if _is_within(one, budget)), key=_merit
   )
   if not kept:
     least = ', '.join(
@@ -115,10 +111,22 @@ def search(config: base.Config, budget: Budget) -> list[Candidate]:
       )
     )  # fmt: skip
     raise ValueError(
-      f'--search: no theta keeps within {_spelled(budget)}; the least of the'
-      f' candidates are {least}: raise the budget.'
+      f'--search: no theta keeps within {_spelled(budget)} and below the'
+      f' {first.macs:.0f} MACs of dense layers; the least of the candidates are'
+      f' {least}: raise the budget.'
     )
   return [first, *kept]
+
+
+def replaceable(config: base.Config) -> list[projections.Projection]:
+  """The projections that a prototype for all but the head replaces.
+
+  Not those of another model inside, which says where patches end.
+  """
+  marked = linear.with_linear(config.model, structured.Full())
+  count = config.batch_size // config.accumulate
+  found = projections.find(marked, rows=count, length=config.row_length)
+  return [one for one in found if isinstance(one.layer, structured.Full)]
 
 
 def _tried(

@@ -6,6 +6,9 @@ lets dense matrices guide them (models.guided) for the first part of it.
 
 import dataclasses
 import functools
+import json
+import pathlib
+import shutil
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -24,19 +27,24 @@ from models import guided
 from models import linear
 from models import projections
 from models import structured
+from training import checkpoint
 from training import host
+from training import manifest
 from training import sharding
 from training import step as step_lib
+from training import workdir as workdir_lib
 
 
 class Stage(NamedTuple):
-  """A model on the validation split: bits per byte and its standard error.
+  """A model on the validation split: a score and its standard error.
 
-  flops: of the forward pass, per byte.
+  measure: what the score is, as bits_per_byte. flops: of the forward pass, per
+  byte; of tables per cell.
   """
 
   name: str
-  bits: float
+  measure: str
+  score: float
   error: float | None
   flops: float
   parameters: int
@@ -69,7 +77,7 @@ def target(
     source,
     model=linear.with_linear(source.model, layer),
     initial=(),
-    shardings=sharding.STRUCTURED,
+    shardings=(*sharding.CORES, *source.shardings),
     steps=max(source.steps // 10, 1),
   )
   return base.override(config, assignments)
@@ -93,24 +101,40 @@ def convert(run: restore.Run, config: base.Config, lead: float) -> Converted:
 
 
 def measure(name: str, config: base.Config, params: Any) -> Stage:
-  """Bits per byte by the first of the config's evaluators that has them."""
+  """The first score with a standard error of the config's evaluators."""
   corpus, model = config.data.open('validation'), config.model
   for evaluator in config.evals:
     found = evaluator.run(
       forward.pure(model), params, corpus, max_bytes=config.eval_bytes
     )
-    if 'bits_per_byte' in found:
-      return Stage(
-        name,
-        found['bits_per_byte'],
-        found['bits_per_byte_stderr'],
-        flops.per_byte(model, length=config.row_length).total,
-        sum(x.size for x in jax.tree.leaves(params)),
-      )
+    for score, value in found.items():
+      if f'{score}_stderr' in found:
+        return Stage(
+          name,
+          score,
+          value,
+          found[f'{score}_stderr'],
+          flops.per_byte(model, length=config.row_length).total,
+          sum(x.size for x in jax.tree.leaves(params)),
+        )
   raise ValueError(
-    f'evals={config.evals} measure no bits per byte, by which a conversion is'
-    ' judged; train the run with evals.bits_per_byte.BitsPerByte.'
+    f'evals={config.evals} measure nothing by which a conversion is judged;'
+    ' train the run with one as evals.bits_per_byte.BitsPerByte.'
   )
+
+
+def save(made: Converted, workdir: pathlib.Path) -> None:
+  """Writes a run directory, which appears whole or not at all."""
+  partial = workdir.with_name(f'{workdir.name}.incomplete')
+  shutil.rmtree(partial, ignore_errors=True)
+  tree = base.to_json(made.config)
+  workdir_lib.write_config(partial, tree)
+  with checkpoint.Checkpoints(partial, config=tree) as checkpoints:
+    checkpoints.save(made.config.steps, {'params': made.params}, force=True)
+  stages = [stage._asdict() for stage in made.stages]
+  text = json.dumps(stages, indent=2) + '\n'
+  manifest.write_file(partial / 'conversion.json', text)
+  partial.rename(workdir)
 
 
 def train(
@@ -140,6 +164,7 @@ def train(
     batch_size=config.batch_size,
     seed=config.seed,
     stored=stored.entropies(config, params, corpus),
+    rows=config.rows,
   )
   state = step_lib.create(led, optimizer, jax.random.key(config.seed))
   for i in range(config.steps):
@@ -230,12 +255,12 @@ def _following(steps: int) -> optax.GradientTransformation:
 
 
 def table(stages: list[Stage]) -> list[str]:
-  """Bits per byte of every stage beside what the model costs."""
-  lines = [f'{"":<18}{"bits per byte":>20}{"FLOPs/byte":>12}{"params":>12}']
+  """The score of every stage beside what the model costs."""
+  lines = [f'{"":<18}{stages[0].measure:>20}{"FLOPs/byte":>12}{"params":>12}']
   for stage in stages:
     error = '' if stage.error is None else f' +- {stage.error:.4f}'
     lines.append(
-      f'{stage.name:<18}{f"{stage.bits:.4f}{error}":>20}{stage.flops:>12.0f}'
+      f'{stage.name:<18}{f"{stage.score:.4f}{error}":>20}{stage.flops:>12.0f}'
       f'{stage.parameters:>12}'
     )
   return lines

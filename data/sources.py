@@ -8,15 +8,14 @@ import contextlib
 import dataclasses
 import glob
 import hashlib
-import itertools
 import os
 import pathlib
-import re
 import sysconfig
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 from data import json_text
+from data import tfds_files
 
 _INSTALLED = ('site-packages', 'dist-packages', '__pycache__')
 _TESTS = ('test', 'tests', 'idle_test')
@@ -84,7 +83,7 @@ class TextFiles:
 
   def fingerprint(self) -> str:
     """A hash of the files' names, sizes and times of change."""
-    return _stat_fingerprint(_matching(self))
+    return stat_fingerprint(_matching(self))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +108,7 @@ class JsonLines:
 
   def fingerprint(self) -> str:
     """A hash of the files' names, sizes and times of change."""
-    return _stat_fingerprint(_matching(self))
+    return stat_fingerprint(_matching(self))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +131,7 @@ class ParquetColumn:
 
   def fingerprint(self) -> str:
     """A hash of the files' names, sizes and times of change."""
-    return _stat_fingerprint(_matching(self))
+    return stat_fingerprint(_matching(self))
 
   def _values(self, path: pathlib.Path) -> Iterator[Any]:
     # Imported here, because other sources do not need it.
@@ -175,80 +174,17 @@ class TfdsText:
       )
     for split in sorted(builder.info.splits):
       kept = split if split in ('validation', 'test') else ''
-      for index, value in enumerate(self._values(builder, split)):
-        place = f'{split}/{index}'
+      for index, example in enumerate(tfds_files.examples(builder, split)):
+        place, value = f'{split}/{index}', example[self.feature]
         text = _as_bytes(value, place, f'feature {self.feature!r}')
         yield Document(place, _content(text), text, kept)
 
   def fingerprint(self) -> str:
     """A hash of the prepared files' names, sizes and times of change."""
-    folder = pathlib.Path(self._builder().data_dir)
-    return _stat_fingerprint(sorted(p for p in folder.iterdir() if p.is_file()))
-
-  def _values(self, builder: Any, split: str) -> Iterator[Any]:
-    """The texts of a split; ValueError names a shard that is damaged."""
-    # Imported here, because other sources do not need it.
-    from data import record_files
-
-    folder = pathlib.Path(builder.data_dir)
-    with _explained(folder):
-      examples = builder.as_data_source(split=split)
-      info = builder.info.splits[split]
-      if len(info.filepaths) != len(info.shard_lengths):
-        raise RuntimeError(f'{split} has as many lengths as files')
-    for path in map(pathlib.Path, info.filepaths):
-      with _explained(path):
-        record_files.check(path)
-    shards = zip(info.filepaths, info.shard_lengths, strict=True)
-    of_each = itertools.starmap(itertools.repeat, shards)
-    for index, shard in enumerate(itertools.chain.from_iterable(of_each)):
-      try:
-        value = examples[index][self.feature]
-      except Exception as error:  # array_record has no class for it.
-        raise _damage(shard, error) from error
-      if value is None:  # What array_record has of a file that was cut.
-        raise _damage(shard, f'nothing stands where example {index} should')
-      yield value
+    return stat_fingerprint(tfds_files.files(self._builder()))
 
   def _builder(self) -> Any:
-    # Imported here, because other sources do not need it.
-    import tensorflow_datasets as tfds
-
-    from data import feature_files
-
-    data_dir = os.path.expanduser(self.data_dir) or None
-    place = data_dir or tfds.core.constants.DATA_DIR
-    way_out = (
-      'preparing it here would need the network or TensorFlow, so run `tfds'
-      f' build {self.name} --file_format=array_record` where both are, copy'
-      ' the folder and set data.source.data_dir to its parent.'
-    )
-    dataset = re.split('[/:]', self.name)[0]
-    if dataset in ('', '.', '..'):
-      raise ValueError(f'data.source.name={self.name!r} names no dataset.')
-    feature_files.check(pathlib.Path(place) / dataset)
-    with _explained(pathlib.Path(place) / dataset):
-      try:
-        builder = tfds.core.read_only_builder.builder_from_files(
-          self.name, data_dir=data_dir
-        )
-      except tfds.core.registered.DatasetNotFoundError:
-        builder = None
-      stored = builder and builder.info.file_format.value
-    if builder is None:
-      raise ValueError(
-        f'TFDS dataset {self.name!r} is not prepared in {place}; {way_out}'
-      )
-    if stored != 'array_record':
-      raise ValueError(
-        f'TFDS dataset {self.name!r} in {place} is stored as {stored}, which'
-        f' has no random access without TensorFlow; {way_out}'
-      )
-    with _explained(pathlib.Path(builder.data_dir)):
-      files = [s.filepaths for s in builder.info.splits.values()]
-    for paths in files:
-      feature_files.check_inside(builder.data_dir, paths)
-    return builder
+    return tfds_files.opened(self.name, self.data_dir, 'data.source')
 
 
 def add_to_digest(digest: Any, document: Document) -> None:
@@ -299,7 +235,8 @@ def _matching(source: Any) -> list[pathlib.Path]:
   return [pathlib.Path(path) for path in files]
 
 
-def _stat_fingerprint(paths: list[pathlib.Path]) -> str:
+def stat_fingerprint(paths: list[pathlib.Path]) -> str:
+  """A hash of files' names, sizes and times of change."""
   digest = hashlib.sha256()
   for path in paths:
     stat = path.stat()
@@ -321,22 +258,6 @@ def _naming(path: pathlib.Path) -> Iterator[None]:
   except OSError as error:
     error.filename = error.filename or str(path)
     raise
-
-
-@contextlib.contextmanager
-def _explained(path: pathlib.Path) -> Iterator[None]:
-  """Says in one sentence what TFDS says of files that it cannot read."""
-  try:
-    yield
-  except Exception as error:  # It has no class for it.
-    raise _damage(path, error) from error
-
-
-def _damage(path: pathlib.Path, error: Exception | str) -> ValueError:
-  reason = ' '.join(str(error).split())[:200]
-  return ValueError(
-    f'{path} is damaged ({reason}); put a whole copy of it in its place.'
-  )
 
 
 def _content(text: bytes) -> str:

@@ -113,3 +113,26 @@ def from_butterfly(
     ),
     structured.kernel_name(1): second.transpose(0, 2, 1),
   }
+
+
+def to_butterfly(
+  params: dict[str, np.ndarray],
+) -> tuple[np.ndarray, np.ndarray]:
+  """The released factors that `from_butterfly` makes these parameters of.
+
+  params: of structured.Monarch without a cap, or of a block tensor train of two
+  cores that has as many blocks of the output as of the input.
+  """
+  first, second = (params[structured.kernel_name(i)] for i in range(2))
+  blocks, block_in, middle = first.shape
+  if len(second) != blocks or middle % blocks:
+    raise ValueError(
+      f'block_rank.to_butterfly: cores {first.shape} and {second.shape} have'
+      f' {blocks} blocks of the input and {len(second)} of the output; give'
+      ' those of structured.Monarch, which has as many of both.'
+    )
+  parts = first.reshape(blocks, block_in, blocks, -1)
+  return (
+    parts.transpose(0, 3, 2, 1).reshape(blocks, middle, block_in),
+    second.transpose(0, 2, 1),
+  )

@@ -8,7 +8,11 @@ from models import core_chain
 
 
 def from_dense(
-  chain: core_chain.Chain, matrix: np.ndarray, *, sweeps: int = 50
+  chain: core_chain.Chain,
+  matrix: np.ndarray,
+  *,
+  sweeps: int = 50,
+  where: str = 'from_dense',
 ) -> list[np.ndarray]:
   """Kernels whose matrix is near W [d_in, d_out], in float64.
 
@@ -16,12 +20,21 @@ def from_dense(
   per block: plain for low rank, of Van Loan's rearrangement for Kronecker
   products and tensor trains, of every block for block tensor trains. Two
   cores without padding are the nearest in the Frobenius norm, and a matrix
-  that unpadded cores can represent is returned exactly.
+  that the cores can represent is returned exactly.
 
   sweeps: of least squares over one core after another, at most: for more
     cores, for padding, whose entries are free, and for a bond of three cores
     (core_chain.blast), which begins at random and need not find the nearest.
+  where: the layer, with which errors begin. Raises ValueError for entries that
+    are not finite, and for a matrix of other widths.
   """
+  wrong = np.size(matrix) - np.count_nonzero(np.isfinite(matrix))
+  if matrix.shape != (chain.d_in, chain.d_out) or wrong:
+    raise ValueError(
+      f'{where} {chain.d_in} -> {chain.d_out}: a matrix of {matrix.shape} with'
+      f' {wrong} entries that are not finite cannot be converted; give one of'
+      f' {(chain.d_in, chain.d_out)}, all finite, as of an earlier checkpoint.'
+    )
   shape = (chain.size(chain.inputs), chain.size(chain.outputs))
   target = np.zeros(shape)
   target[: chain.d_in, : chain.d_out] = matrix
@@ -85,21 +98,18 @@ def _improved(
 ) -> list[np.ndarray]:
   """The kernels after sweeps, as long as these bring them nearer.
 
-  What stands in the padding is what the kernels say there.
+  What stands in the padding of the target counts nothing.
   """
   real = np.zeros(target.shape, bool)
   real[: chain.d_in, : chain.d_out] = True
-  found = _product(chain, kernels)
-  error = np.linalg.norm((found - target)[real])
+  error = np.linalg.norm((_product(chain, kernels) - target)[real])
   for _ in range(sweeps):
     if error <= 1e-12 * np.linalg.norm(target):
       break
-    wanted = np.where(real, target, found)
     tried = list(kernels)
     for i in range(len(tried)):
-      tried[i] = _solved(chain, tried, i, wanted)
-    found = _product(chain, tried)
-    now = np.linalg.norm((found - target)[real])
+      tried[i] = _solved(chain, tried, i, target, real)
+    now = np.linalg.norm((_product(chain, tried) - target)[real])
     if not now < error:
       break
     gain, error, kernels = 1 - now / error, now, tried
@@ -109,7 +119,11 @@ def _improved(
 
 
 def _solved(
-  chain: core_chain.Chain, kernels: list[np.ndarray], i: int, wanted: Any
+  chain: core_chain.Chain,
+  kernels: list[np.ndarray],
+  i: int,
+  target: np.ndarray,
+  real: np.ndarray,
 ) -> np.ndarray:
   """The i-th core that is best beside the others, by normal equations."""
   core, features = chain.cores[i], chain.inputs + chain.outputs
@@ -122,12 +136,27 @@ def _solved(
   rows = tuple(a for a in own if a not in others)
   columns = tuple(a for a in features if a not in own)
   rest = _einsum(chain, kernels, shared + bonds + columns, without=i)
-  rest = rest.reshape(*map(chain.size, (shared, bonds, columns)))
-  wanted = wanted.reshape([chain.sizes[a] for a in features])
-  wanted = core_chain.transpose(wanted, features, shared + rows + columns)
-  wanted = wanted.reshape(*map(chain.size, (shared, rows, columns)))
-  turned = rest.swapaxes(1, 2)
-  kernel = wanted @ turned @ np.linalg.pinv(rest @ turned, hermitian=True)
+  rest_SBC = rest.reshape(*map(chain.size, (shared, bonds, columns)))
+
+  def by_row(x: np.ndarray) -> np.ndarray:
+    x = x.reshape([chain.sizes[a] for a in features])
+    x = core_chain.transpose(x, features, shared + rows + columns)
+    return x.reshape(*map(chain.size, (shared, rows, columns)))
+
+  # Rows of a core have their own columns that are padding, but few sets.
+  weight_SRC, turned_SCB = by_row(real), rest_SBC.swapaxes(1, 2)
+  packed = np.packbits(weight_SRC.reshape(-1, weight_SRC.shape[2]), axis=1)
+  _, first, which = np.unique(
+    packed, axis=0, return_index=True, return_inverse=True
+  )
+  which_SR1 = which.reshape(*weight_SRC.shape[:2], 1)
+  right_SRB = (by_row(target) * weight_SRC) @ turned_SCB
+  kernel = np.zeros_like(right_SRB)
+  for number, row in enumerate(first):
+    weight_C = weight_SRC.reshape(-1, weight_SRC.shape[2])[row]
+    square_SBB = (rest_SBC * weight_C) @ turned_SCB
+    inverse_SBB = np.linalg.pinv(square_SBB, hermitian=True)
+    kernel = np.where(which_SR1 == number, right_SRB @ inverse_SBB, kernel)
   axes = shared + rows + bonds
   kernel = kernel.reshape([chain.sizes[a] for a in axes])
   return core_chain.transpose(kernel, axes, core.axes)

@@ -85,8 +85,8 @@ def _of_mixture(
 ) -> Cost:
   """The gate, rows gathered into tiles, experts on these, and their sum."""
   count = layer.experts
-  tiles, rows = mixture.tiles_of(tokens, count, layer.active)
-  share = tiles * rows / tokens
+  rows = mixture.rows_per_tile(tokens, count, layer.active)
+  share = mixture.computed_share(tokens, count, layer.active)
   parts = [
     _of_chain(expert.chain(*size), rows, expert.recompute)
     for expert, size in zip(experts, sizes, strict=True)

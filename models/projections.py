@@ -185,7 +185,8 @@ def _convert(
   if isinstance(target.layer, linear.Dense):
     return {'kernel': dense}
   if isinstance(target.layer, structured.Structured):
-    found = structured.from_dense(target.layer, dense.astype(np.float64))
+    dense = dense.astype(np.float64)
+    found = structured.from_dense(target.layer, dense, target.path)
     return {name: np.asarray(x, np.float32) for name, x in found.items()}
   raise ValueError(
     f'{target.path} {target.d_in} -> {target.d_out}: no matrix is near a'

@@ -273,7 +273,7 @@ class Einsum(Structured, kw_only=True):
 
   def __post_init__(self) -> None:
     super().__post_init__()
-    if len(self.theta) != 7 or min(self.theta) < 0:
+    if len(self.theta) != 7 or not all(0 <= e < math.inf for e in self.theta):
       raise ValueError(
         f'Einsum theta={self.theta} must be seven exponents of'
         f' {core_chain.EINSUM}, none negative, as'
@@ -362,15 +362,17 @@ def to_dense(
   return core_chain.to_dense(chain, kernels)
 
 
-def from_dense(layer: Structured, matrix: np.ndarray) -> dict[str, np.ndarray]:
+def from_dense(
+  layer: Structured, matrix: np.ndarray, path: str = ''
+) -> dict[str, np.ndarray]:
   """Parameters of a layer whose matrix is near `matrix` [d_in, d_out].
 
-  The nearest for two cores without padding; `core_fit.from_dense` says what
-  is exact. Float64, for the caller to cast. Gains undo the cap.
+  `core_fit.from_dense` says how near. Float64, for the caller to cast. Gains
+  undo the cap. path: of the layer, for errors.
   """
   chain = layer.chain(*matrix.shape)
-  params = {}
-  for i, kernel in enumerate(core_fit.from_dense(chain, matrix)):
+  where, params = path or type(layer).__name__, {}
+  for i, kernel in enumerate(core_fit.from_dense(chain, matrix, where=where)):
     params[kernel_name(i)] = kernel
     if layer.cap:
       rms = np.sqrt(np.mean(kernel**2) + 1e-8)

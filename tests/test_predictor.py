@@ -12,6 +12,7 @@ from bounds import quantise
 from bounds import structure
 from configs import base
 from configs import predictor
+from models import structured
 from tests import tiny_runs
 
 MODEL = tiny_runs.MODEL
@@ -26,10 +27,14 @@ CODED = predictor.quantised(PARAMS, quantise.Deadzone(1.0))
 FILE = predictor.encode(CODED, HEADER)
 
 
+def header_of(model):
+  """A description of a network, given as JSON."""
+  return headers.Header('ascii', 64, 16, 32, 16, model)
+
+
 def rebuilt(model):
   """The file with another description of its network."""
-  header = headers.Header('ascii', 64, 16, 32, 16, model)
-  return predictor.encode(CODED, header)
+  return predictor.encode(CODED, header_of(model))
 
 
 def test_decoded_parameters_are_the_rounded_ones():
@@ -92,6 +97,25 @@ def test_shapes_are_those_of_a_real_initialisation():
   params = MODEL.init(jax.random.key(0), ids_BT)['params']
   drawn = predictor.flat(params)
   assert {name: array.shape for name, array in drawn.items()} == SHAPES
+
+
+def test_scalars_are_arrays_too():
+  model = MODEL.clone(linear=structured.BlockTensorTrain(cap=True))
+  shapes = predictor.shapes_of(model)
+  assert () in shapes.values()
+  params = {
+    name: RNG.normal(1, 0.3, shape).astype(np.float32)
+    for name, shape in shapes.items()
+  }
+  coded = predictor.quantised(params, quantise.Deadzone(0.5))
+  data = predictor.encode(coded, header_of(base.to_json(model)))
+  # Of what is in the file besides, scales are most.
+  assert 0.6 < predictor.ideal_bits(coded) / (8 * len(data)) < 1
+  found = predictor.flat(predictor.decode(data).params)
+  for name, array in found.items():
+    np.testing.assert_array_equal(array, coded[name].decode())
+    if not shapes[name]:
+      assert abs(array / params[name] - 1) < 0.15
 
 
 @pytest.mark.parametrize('kind', [structure.Shared(1), structure.PLAIN])

@@ -48,11 +48,11 @@ EVENTS = (
 
 # Kernels [blocks, fan-in, fan-out] of structured layers: the first core is
 # split in its fan-in, the others in their fan-out, which all structures have.
-STRUCTURED = (
+CORES = (
   (r'core_0_kernel$', (None, 'fsdp', None)),
   (r'core_\d+_kernel$', (None, None, 'fsdp')),
-  *TRANSFORMER,
 )
+STRUCTURED = (*CORES, *TRANSFORMER)
 
 # Two cores of a block tensor train or a Monarch matrix in the Megatron order:
 # the first output factor is what the first core makes and the blocks of the

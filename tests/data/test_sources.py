@@ -217,6 +217,19 @@ def test_damaged_shard_is_named(data_dir, damage):
   assert '\n' not in str(caught.value)
 
 
+def test_shards_outside_of_their_dataset_are_not_read(data_dir):
+  (info,) = pathlib.Path(data_dir).rglob('dataset_info.json')
+  template = '"{DATASET}-{SPLIT}'
+  text = info.read_text()
+  assert template in text
+  info.write_text(text.replace(template, '"../{DATASET}-{SPLIT}'))
+  for shard in info.parent.glob('*.array_record*'):
+    shard.rename(info.parent.parent / shard.name)
+  source = sources.TfdsText('public_reviews', 'review', data_dir)
+  with pytest.raises(ValueError, match='which is not in it'):
+    list(source.documents())
+
+
 def test_public_dataset_not_ready_says_the_way_out(tmp_path, data_dir):
   command = 'tfds build lm1b --file_format=array_record'
   with pytest.raises(ValueError, match=command) as caught:

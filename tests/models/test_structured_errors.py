@@ -3,11 +3,14 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from models import block_rank
+from models import core_fit
 from models import linear
 from models import mixture
+from models import projections
 from models import structured
 
 BTT = structured.BlockTensorTrain
@@ -32,6 +35,10 @@ BTT = structured.BlockTensorTrain
     (
       lambda: structured.Einsum(theta=(2, -1, 0, 0, 1, 0, 0)),
       ('-1', 'none negative'),
+    ),
+    (
+      lambda: structured.Einsum(theta=(float('nan'), 0, 1, 0, 1, 0, 0)),
+      ('nan', 'as (0.5, 0.0, 0.5, 0.0, 0.5, 0.5, 0.0)'),
     ),
     (
       lambda: block_rank.BlockDense(rank=6),
@@ -142,6 +149,23 @@ def test_what_an_error_advises_is_valid(layer, valid):
   with pytest.raises(ValueError):
     layer.chain(16, 24)
   assert layer.copy(**valid).chain(16, 24).rank > 0
+
+
+def test_a_matrix_that_cannot_be_converted_is_named():
+  matrix = np.ones((16, 24))
+  matrix[3, 5:7] = np.nan, np.inf
+  for given, words in (
+    (matrix, '(16, 24) with 2 entries that are not finite'),
+    (np.ones((16, 25)), '(16, 25) with 0 entries'),
+  ):
+    with pytest.raises(ValueError) as error:
+      core_fit.from_dense(BTT().chain(16, 24), given, where='query')
+    assert str(error.value).startswith('query 16 -> 24: ')
+    assert words in str(error.value)
+  one = projections.Projection('up', linear.Dense(), 16, 24, 1, None)
+  target = one._replace(path='block_0/up', layer=BTT())
+  with pytest.raises(ValueError, match=r'block_0/up 16 -> 24: .* 2 entries'):
+    projections._convert(one, target, {'kernel': matrix})
 
 
 def test_factors_are_taken_as_they_are_given():

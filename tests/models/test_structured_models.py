@@ -10,12 +10,15 @@ import pytest
 
 from configs import base
 from models import byte_latent
+from models import event_lm
 from models import forward
 from models import linear
 from models import lm
 from models import patching
 from models import stacks
 from models import structured
+from tests.training import sharded_cases
+from training import column_nats
 from training import objectives
 from training import optimizer
 from training import sharding
@@ -52,6 +55,20 @@ def byte_latent_model(layer):
     decoder=local,
     patching=patching.Patching(patching.Space(), max_length=4),
     reserve=1.0,
+    linear=layer,
+  )
+
+
+def event_model(layer):
+  trunk = stacks.Stack(width=16, layers=1, heads=2, hidden=16)
+  return event_lm.EventLM(
+    trunk=trunk,
+    columns=sharded_cases.COLUMNS,
+    numbers=(1, 2),
+    cell_width=16,
+    cell_hidden=16,
+    waves=2,
+    reach=2,
     linear=layer,
   )
 
@@ -124,17 +141,21 @@ def test_a_tied_head_has_no_structure():
     byte_lm(BTT(rank=2)),
     byte_lm(linear.Roles(structured.Kronecker())),
     byte_latent_model(BTT()),
+    event_model(BTT()),
   ],
-  ids=['btt', 'kronecker_head', 'btt_patches'],
+  ids=['btt', 'kronecker_head', 'btt_patches', 'btt_events'],
 )
 def test_a_model_learns_a_batch(model):
-  batch = random_batch(2, 16)
-  params = jax.jit(model.init)(jax.random.key(0), batch['ids'])['params']
+  objective, batch = objectives.NextToken(), random_batch(2, 16)
+  if isinstance(model, event_lm.EventLM):
+    objective = column_nats.ColumnNats()
+    batch = sharded_cases.make_batch('events')
+  params = sharded_cases.make_params(model)
   adam = optimizer.AdamW(learning_rate=3e-2, warmup_steps=0).build(15)
   step = jax.jit(
     functools.partial(
       step_lib.train_step,
-      objective=objectives.NextToken(),
+      objective=objective,
       apply=forward.pure(model),
       optimizer=adam,
     )
@@ -145,7 +166,9 @@ def test_a_model_learns_a_batch(model):
     state, metrics = step(state, batch)
     losses.append(float(metrics.loss))
   assert losses[-1] < 0.7 * losses[0], losses
-  moved = jax.tree.map(lambda a, b: bool((a != b).any()), params, state.params)
+  moved = jax.tree.map(
+    lambda a, b: np.any(a != np.asarray(b)), params, state.params
+  )
   for path, changed in jax.tree_util.tree_leaves_with_path(moved):
     assert changed or 'core_' not in sharding.name(path), path
 

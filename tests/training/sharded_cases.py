@@ -32,6 +32,7 @@ from training import step as step_lib
 ROWS, LENGTH = 16, 16
 COLUMNS = (5, 6, 4, 3)
 BTT = structured.BlockTensorTrain
+_DENSE = linear.Dense()
 _NGRAMS = ngrams.NgramEmbedding(sizes=(3,), rows=64)
 _RECALL = recall.RecallEmbedding(sizes=(2,), reach=8)
 
@@ -81,12 +82,12 @@ def _byte_latent():
   )
 
 
-def _events():
+def _events(width=16, cell_width=8, layer=_DENSE):
   trunk = stacks.Stack(
-    width=16,
+    width=width,
     layers=2,
     heads=2,
-    hidden=16,
+    hidden=width,
     masks=(masks.Causal(window=4),),
     position=positions.Alibi(),
   )
@@ -95,10 +96,11 @@ def _events():
     columns=COLUMNS,
     numbers=(1, 2),
     stride=2,
-    cell_width=8,
-    cell_hidden=8,
+    cell_width=cell_width,
+    cell_hidden=cell_width,
     waves=2,
     reach=2,
+    linear=layer,
   )
 
 
@@ -146,6 +148,11 @@ CASES = {
   ),
   'events': Case(
     _events(), sharding.EVENTS, column_nats.ColumnNats(label_weight=3.0)
+  ),
+  'structured_events': Case(
+    _events(64, 64, BTT()),
+    (*sharding.CORES, *sharding.EVENTS),
+    column_nats.ColumnNats(label_weight=3.0),
   ),
   'llama': Case(_llama(), sharding.TRANSFORMER),
   'block_train': Case(
@@ -207,7 +214,7 @@ def make_params(model, seed=0):
 def make_batch(name):
   """Words that recur, several documents per row, padding, uneven masks."""
   rng = np.random.default_rng(1)
-  if name == 'events':
+  if name.endswith('events'):
     return _event_batch(rng)
   ids_BT = rng.integers(4, 8, (ROWS, LENGTH + 1)).astype(np.int32)
   starts_BT = rng.random((ROWS, LENGTH)) < 0.2
