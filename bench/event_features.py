@@ -4,6 +4,7 @@ Every lag feature of an event is made of strictly earlier events of its entity.
 Letters: E events, C columns, F features.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -17,6 +18,8 @@ LAGS = (1, 2, 3, 5, 8)
 WINDOWS = (3, 5, 10, 20)
 _HOUR = 3600
 _SPANS = {'1h': _HOUR, '24h': 24 * _HOUR, '7d': 168 * _HOUR}
+# Entities whose features are made at a time, which bounds the memory.
+_ENTITIES = 1000
 
 
 class Features(NamedTuple):
@@ -97,6 +100,39 @@ def features(
 
   lags: what came before, too. label_E: labels whose past is to be seen.
   """
+  offsets_N1 = np.asarray(corpus.offsets_N1)
+  x_EF = None
+  for first in range(0, len(corpus), _ENTITIES):
+    last = min(first + _ENTITIES, len(corpus))
+    there = slice(int(offsets_N1[first]), int(offsets_N1[last]))
+    shown_E = None if label_E is None else label_E[there]
+    made, codes = _make(part(corpus, first, last), lags, shown_E)
+    if x_EF is None:
+      x_EF = np.empty((corpus.num_events, len(made)), np.float32)
+    x_EF[there] = np.stack(list(made.values()), 1)
+  return Features(x_EF, tuple(made), np.isin(tuple(made), codes))
+
+
+def part(
+  corpus: event_corpus.EventCorpus, first: int, last: int
+) -> event_corpus.EventCorpus:
+  """Entities first ... last - 1 of a corpus."""
+  offsets_N1 = np.asarray(corpus.offsets_N1)[first : last + 1]
+  there = slice(int(offsets_N1[0]), int(offsets_N1[-1]))
+  return dataclasses.replace(
+    corpus,
+    offsets_N1=offsets_N1 - offsets_N1[0],
+    **{
+      name: getattr(corpus, name)[there]
+      for name in ('ids_EC', 'values_EC', 'times_E', 'scored_E')
+    },
+  )
+
+
+def _make(
+  corpus: event_corpus.EventCorpus, lags: bool, label_E: np.ndarray | None
+) -> tuple[dict[str, np.ndarray], list[str]]:
+  """Features by name, and the names of codes."""
   made: dict[str, np.ndarray] = {}
   codes = []
   past = _Past(np.asarray(corpus.offsets_N1))
@@ -126,9 +162,7 @@ def features(
       _add_same(made, past, name, code_E, numbers, times_E)
   if lags and label_E is not None:
     _add_labels(made, past, label_E, times_E)
-  names = tuple(made)
-  x_EF = np.stack([made[name] for name in names], 1).astype(np.float32)
-  return Features(x_EF, names, np.isin(names, codes))
+  return made, codes
 
 
 def labels(

@@ -12,6 +12,7 @@ model sees: the past of an event, with --revealed its labels, and the event's
 other columns.
 """
 
+import functools
 import json
 import pathlib
 import sys
@@ -20,13 +21,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from absl import app
 from absl import flags
 
 from bench import event_gru
 from bench import event_plot
 from bench import event_trees
 from configs import base
+from configs import command
 from evals import event_ceilings
 from evals import event_metrics
 
@@ -73,7 +74,8 @@ class Splits:
     content = corpora[2].metadata['content_sha256']
     self.identity = [content, revealed, list(positive), fresh_users]
 
-  def ceiling(self) -> np.ndarray | None:
+  @functools.cached_property
+  def ceiling_E(self) -> np.ndarray | None:
     """The exact filter's probabilities of all test events."""
     corpus = self.test.corpus
     found = event_ceilings.exact(
@@ -89,7 +91,7 @@ class Splits:
     self,
     probability_E: np.ndarray,
     threshold: float,
-    ceiling_E: np.ndarray | None,
+    ceiling_E: np.ndarray | None = None,
   ) -> event_metrics.Scores:
     """Scores of test probabilities of all events."""
     test, used_E = self.test, self.test.used_E
@@ -110,6 +112,33 @@ class Splits:
       predict(self.validation)[used_E], self.validation.label_E[used_E]
     )
 
+  def given(self, paths: str) -> event_metrics.Scores:
+    """Scores of a file of test probabilities of the scored events.
+
+    paths: of the file; behind a colon that of the validation split's, from
+      which the threshold of F1 comes, else it is a half.
+    """
+    path, _, other = paths.partition(':')
+    threshold = 0.5
+    if other:
+      threshold = self.threshold(lambda split: _read(other, split))
+    return self.scores(_read(path, self.test), threshold, self.ceiling_E)
+
+
+def _read(path: str, split: event_trees.Split) -> np.ndarray:
+  """Probabilities of all events from a file of the scored ones."""
+  found_E = np.load(path, allow_pickle=False)
+  scored = int(split.used_E.sum())
+  if found_E.shape != (scored,):
+    raise ValueError(
+      f'{path} has {found_E.size} probabilities and split'
+      f' {split.corpus.split!r} {scored} scored events; write it with'
+      ' `python -m evals.events score` from a run on the same data.'
+    )
+  probability_E = np.full(len(split.used_E), np.nan)
+  probability_E[split.used_E] = found_E
+  return probability_E
+
 
 def run(
   splits: Splits,
@@ -119,10 +148,10 @@ def run(
 ) -> dict[str, dict[str, float]]:
   """Scores of every peer, from files where they are there."""
   folder.mkdir(parents=True, exist_ok=True)
-  ceiling_E = splits.ceiling()
+  ceiling_E = splits.ceiling_E
   report = {}
   if ceiling_E is not None:
-    scores = splits.scores(ceiling_E, 0.5, None)
+    scores = splits.scores(ceiling_E, 0.5)
     report[CEILING] = scores.report(replicates)
     np.save(folder / f'{CEILING}.npy', ceiling_E)
   for name in peers:
@@ -162,10 +191,25 @@ def _is_kept(facts: pathlib.Path, identity: list[Any]) -> bool:
 
 def table(report: dict[str, dict[str, float]]) -> str:
   """The scores as Markdown, each with its entity-bootstrap error."""
-  lines = ['| model | ' + ' | '.join(_COLUMNS) + ' |', '|---' * 8 + '|']
-  for name, scores in report.items():
-    cells = [f'{scores[c]:.4f} +- {scores[f"{c}_stderr"]:.4f}'
-             for c in _COLUMNS]  # fmt: skip
+  return _markdown('model', _COLUMNS, '.4f', report)
+
+
+def paired(name: str, found: dict[str, dict[str, float]]) -> str:
+  """Our scores less those of others as Markdown, with paired errors."""
+  return _markdown(f'{name} less', _COMPARED, '+.4f', found)
+
+
+def _markdown(
+  corner: str,
+  columns: Sequence[str],
+  style: str,
+  rows: dict[str, dict[str, float]],
+) -> str:
+  head = [corner, *columns]
+  lines = [f'| {" | ".join(head)} |', '|---' * len(head) + '|']
+  for name, scores in rows.items():
+    cells = [f'{scores[c]:{style}} +- {scores[f"{c}_stderr"]:.4f}'
+             for c in columns]  # fmt: skip
     lines.append(f'| {name} | ' + ' | '.join(cells) + ' |')
   return '\n'.join(lines) + '\n'
 
@@ -181,46 +225,39 @@ def differences(
   found = {}
   for name in peers:
     p_E = np.load(folder / f'{name}.npy', allow_pickle=False)
-    theirs = splits.scores(p_E, 0.5, ours.ceiling_E)
+    theirs = splits.scores(p_E, 0.5, splits.ceiling_E)
     found[name] = event_metrics.compare(ours, theirs, replicates)
   return found
 
 
-def main(arguments: Sequence[str]) -> None:
-  """Trains and scores; prints the table."""
-  if len(arguments) > 1:
-    raise app.UsageError(f'unexpected {arguments[1]!r}; use --peers=...')
-  unknown = set(_PEERS.value) - set(PEERS)
-  if unknown:
-    raise app.UsageError(f'--peers={sorted(unknown)}; choose of {list(PEERS)}')
-  config = base.override(base.load(_CONFIG.value), _SET.value)
-  splits = Splits(
-    config.data,
-    revealed=_REVEALED.value,
-    positive=_POSITIVE.value,
-    fresh_users=_FRESH.value,
-  )
-  folder = pathlib.Path(_OUT.value).expanduser()
-  report = run(splits, _PEERS.value, folder, _REPLICATES.value)
-  lines, peers = [], list(report)
-  for entry in _PROBABILITIES.value:
-    name, _, path = entry.partition('=')
-    probability_E = np.full(len(splits.test.label_E), np.nan)
-    found_E = np.load(path, allow_pickle=False)
-    probability_E[splits.test.used_E] = found_E
-    scores = splits.scores(probability_E, 0.5, splits.ceiling())
-    report[name] = scores.report(_REPLICATES.value)
-    found = differences(splits, scores, peers, folder, _REPLICATES.value)
-    for peer, less in found.items():
-      shown = ', '.join(
-        f'{x} {less[x]:+.4f} +- {less[f"{x}_stderr"]:.4f}' for x in _COMPARED
-      )
-      lines.append(f'{name} less {peer}, by pairs: {shown}')
-  text = json.dumps(report, indent=2)
-  (folder / 'peers.json').write_text(text, 'utf-8')
-  picture = event_plot.draw(report, 'average_precision')
-  (folder / 'peers.svg').write_text(picture, 'utf-8')
-  print('\n'.join([table(report), *lines]))
+def main(_: Sequence[str]) -> None:
+  """Trains and scores; prints the tables."""
+  command.quiet()
+  with command.explained('bench.event_peers'):
+    unknown = set(_PEERS.value) - set(PEERS)
+    if unknown:
+      raise ValueError(f'--peers={sorted(unknown)}; choose of {list(PEERS)}.')
+    config = base.override(base.load(_CONFIG.value), _SET.value)
+    splits = Splits(
+      config.data,
+      revealed=_REVEALED.value,
+      positive=_POSITIVE.value,
+      fresh_users=_FRESH.value,
+    )
+    folder = pathlib.Path(_OUT.value).expanduser()
+    report = run(splits, _PEERS.value, folder, _REPLICATES.value)
+    tables, peers = [], list(report)
+    for entry in _PROBABILITIES.value:
+      name, _, paths = entry.partition('=')
+      ours = splits.given(paths)
+      report[name] = ours.report(_REPLICATES.value)
+      found = differences(splits, ours, peers, folder, _REPLICATES.value)
+      tables.append(paired(name, found))
+    text = json.dumps(report, indent=2)
+    (folder / 'peers.json').write_text(text, 'utf-8')
+    picture = event_plot.draw(report, 'average_precision')
+    (folder / 'peers.svg').write_text(picture, 'utf-8')
+    print('\n'.join([table(report), *tables]))
 
 
 if __name__ == '__main__':
@@ -231,7 +268,8 @@ if __name__ == '__main__':
   _REVEALED = flags.DEFINE_bool('revealed', False, 'Show past labels.')
   _PROBABILITIES = flags.DEFINE_list(
     'probabilities', [],
-    'name=FILE.npy of other models: one probability per scored test event.',
+    'name=FILE.npy of other models: one probability per scored test event;'
+    ' name=FILE.npy:FILE.npy with those of validation events, for F1.',
   )  # fmt: skip
   _POSITIVE = flags.DEFINE_list(
     'positive', [], 'Values of the label to tell from others; else the last.'
@@ -241,4 +279,4 @@ if __name__ == '__main__':
   )
   _REPLICATES = flags.DEFINE_integer('replicates', 200, 'Of the bootstrap.')
   flags.mark_flags_as_required(['config', 'out'])
-  app.run(main)
+  command.run(main)

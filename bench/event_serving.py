@@ -1,22 +1,26 @@
-"""What an event costs once a model is in service, early and late in a history.
+"""What an event costs: in training, in scoring, and in service.
 
-Beside it, gradient-boosted trees with lag features on the same events.
+Beside it gradient-boosted trees with lag features on the same events. In
+service, events come one by one, early and late in a history.
 
 python -m bench.event_serving
 python -m bench.event_serving --checkpoint=runs/events_card
 """
 
 import dataclasses
-import statistics
-import time
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from bench import event_features
 from bench import event_trees
+from bench import timing
+from configs import base
 from configs import command
 from configs import events_card
 from configs import fitting
@@ -25,20 +29,21 @@ from data import event_corpus
 from data import event_source
 from evals import event_futures
 from evals import event_scores
-from models import event_lm
 from models import forward
 from training import host
+from training import step as step_lib
 
-_TIMED = 30
 _TRAINED = ('train', 'validation')
-# About as many as early stopping leaves.
-_ROUNDS = 300
+# About as many as early stopping leaves, of so many entities.
+_TREES, _TAUGHT = 300, 1000
+# Events of a history after which the next one is timed, and the last of all.
+_STOPS = (10, 100, 1000)
 
 
 class Served(NamedTuple):
-  """A model, its parameters, and events of many entities."""
+  """A config, parameters, and events of many entities."""
 
-  model: event_lm.EventLM
+  config: base.Config
   params: object
   corpus: event_corpus.EventCorpus
 
@@ -47,80 +52,140 @@ def main(_: Sequence[str]) -> None:
   command.quiet()
   host.keep_memory()
   with command.explained('bench.event_serving'):
-    served = _load()
-    rate = scoring(served)
-    print(f'scoring, whole histories in rows: {rate:.0f} events/s')
-    if served.corpus.tokenizer.label is not None:
-      features, predict = trees(served)
-      print(
-        f'trees: lag features {features:.0f} events/s, predict {predict:.0f}'
-        f' events/s, both {1 / (1 / features + 1 / predict):.0f} events/s'
-      )
+    served, rounds = _load(), _ROUNDS.value
+    rate = _rate(*training(served, rounds))
+    print(f'training, batches of {served.config.batch_size} rows: {rate}')
+    seconds, events = scoring(served, _SCORED.value, rounds)
+    for name, values in seconds.items():
+      print(f'{name}: {_rate(values, events)}')
+    if 'predict' in seconds:
+      pairs = zip(seconds['lag features'], seconds['predict'], strict=True)
+      ratio = timing.ratio([sum(pair) for pair in pairs], seconds['scoring'])
+      print(f'speed of scoring over that of trees with their features: {ratio}')
     entities = _ENTITIES.value
-    for before, seconds in streaming(served, entities, _LAST.value):
-      print(
-        f'streaming, {entities} entities at event {before}:'
-        f' {1e6 * seconds / entities:.1f} us per event'
-      )
+    found = streaming(served, entities, _LAST.value, rounds)
+    print('| events before | us per event | of the first |\n|---|---|---|')
+    first = next(iter(found.values()))
+    for before, values in found.items():
+      cost = timing.spread([1e6 * x / entities for x in values])
+      print(f'| {before} | {cost} | {timing.ratio(values, first)} |')
 
 
-def scoring(served: Served) -> float:
-  """Events per second of full-history scoring, after compilation."""
-  evaluator = event_scores.EventScores()
-  apply, corpus = forward.pure(served.model), served.corpus
-  evaluator.score(apply, served.params, corpus, entities=8)
-  began = time.monotonic()
-  evaluator.score(apply, served.params, corpus, entities=len(corpus))
-  return corpus.num_events / (time.monotonic() - began)
+def _rate(seconds: Sequence[float], events: int) -> str:
+  rate = timing.spread([events / x for x in seconds])
+  return f'{rate.median:.0f} ({rate.low:.0f}-{rate.high:.0f}) events/s'
 
 
-def trees(served: Served) -> tuple[float, float]:
-  """Events per second of making lag features, and of predicting from them."""
-  stream = served.corpus.stream
-  train, validation = (
-    event_trees.Split.of(stream.open(split)) for split in _TRAINED
+def training(served: Served, rounds: int) -> tuple[list[float], int]:
+  """Seconds of a step on a batch that is ready, and events of the batch."""
+  config = served.config
+  optimizer = config.optimizer.build(config.steps)
+  step = jax.jit(
+    functools.partial(
+      step_lib.train_step,
+      objective=config.objective,
+      apply=forward.counted(config.model),
+      optimizer=optimizer,
+      accumulate=config.accumulate,
+    ),
+    donate_argnames=('state',),
+    compiler_options=host.compiler_options(),
   )
-  test = event_trees.Split.of(served.corpus)
-  found = [x.features(lags=True, revealed=False) for x in (train, validation)]
-  model = event_trees.boost(found[0], train, found[1], validation, _ROUNDS)
-  began = time.monotonic()
-  features = test.features(lags=True, revealed=False)
-  made = time.monotonic()
-  model(features)
-  events = served.corpus.num_events
-  return events / (made - began), events / (time.monotonic() - made)
+  # Donated, while the others are still needed.
+  params = jax.tree.map(jnp.copy, served.params)
+  state = step_lib.create(params, optimizer, jax.random.key(0))
+  rows = config.rows(config.data.open('train'), config.row_length)
+  rng = np.random.default_rng(0)
+  chosen = [rows.vary(rows[i], rng) for i in range(config.batch_size)]
+  batch = {
+    name: jnp.asarray(np.stack([row[name] for row in chosen]))
+    for name in chosen[0]
+  }
+
+  def run() -> None:
+    nonlocal state
+    state, metrics = step(state, batch)
+    jax.block_until_ready((state.params, metrics))
+
+  seconds = timing.interleaved({'step': run}, rounds)['step']
+  cells = int((batch['documents'] > 0).sum())
+  return seconds, cells // len(served.corpus.tokenizer.columns)
+
+
+def scoring(
+  served: Served, entities: int, rounds: int
+) -> tuple[dict[str, list[float]], int]:
+  """Seconds to score whole histories of some entities, and their events.
+
+  Of trees to make lag features, and to predict from them; both without labels.
+  """
+  part = event_features.part(
+    served.corpus, 0, min(entities, len(served.corpus))
+  )
+  evaluator = event_scores.EventScores()
+  apply = forward.pure(served.config.model)
+  candidates: dict[str, timing.Run] = {
+    'scoring': lambda: evaluator.score(
+      apply, served.params, part, entities=len(part)
+    )
+  }
+  if part.tokenizer.label is not None:
+    corpora = [served.config.data.open(split) for split in _TRAINED]
+    train, validation = (
+      event_trees.Split.of(
+        event_features.part(corpus, 0, min(_TAUGHT, len(corpus)))
+      )
+      for corpus in corpora
+    )
+    # All of them, of which speed depends.
+    model = event_trees.Trees(rounds=_TREES, patience=_TREES).boosted(
+      train, validation, revealed=False
+    )
+    features = event_features.features(part, lags=True)
+    candidates['lag features'] = lambda: event_features.features(
+      part, lags=True
+    )
+    candidates['predict'] = lambda: model(features)
+  return timing.interleaved(candidates, rounds), part.num_events
 
 
 def streaming(
-  served: Served, entities: int, last: int
-) -> list[tuple[int, float]]:
-  """Median seconds to read an event of every entity, by events before it."""
-  corpus = served.corpus
+  served: Served, entities: int, last: int, rounds: int
+) -> dict[int, list[float]]:
+  """Seconds to read an event of every entity, by events before it."""
+  corpus, model = served.corpus, served.config.model
   tokenizer = corpus.tokenizer
-  length = (last + _TIMED) * len(tokenizer.columns)
+  # Read ten, then a hundred at a time.
+  length = (last + 100) * len(tokenizer.columns)
   service = event_futures.Service(
-    forward.step(served.model),
+    forward.step(model),
     served.params,
-    served.model.init_cache(entities, length),
+    model.init_cache(entities, length),
     tokenizer,
     hidden=True,
   )
-  found, read = [], 0
+  caches, read = {}, 0
   per_entity = corpus.num_events // len(corpus)
-  for stop in (10, 100, last):
+  for stop in sorted({last, *(stop for stop in _STOPS if stop < last)}):
     while read < stop:
       size = 10 if read < 100 else 100
       service.read(*_events(corpus, entities, read, size, per_entity))
       read += size
-    seconds = []
-    for _ in range(_TIMED):
-      event = _events(corpus, entities, read, 1, per_entity)
-      began = time.monotonic()
+    caches[read] = service.cache
+
+  def reading(before: int) -> timing.Run:
+    event = _events(corpus, entities, before, 1, per_entity)
+
+    def run() -> None:
+      service.cache = caches[before]
       service.read(*event)
       jax.block_until_ready(service.cache)
-      seconds.append(time.monotonic() - began)
-    found.append((read, statistics.median(seconds)))
-  return found
+
+    return run
+
+  return timing.interleaved(
+    {before: reading(before) for before in caches}, rounds
+  )
 
 
 def _events(
@@ -139,14 +204,14 @@ def _events(
 def _load() -> Served:
   if _CHECKPOINT.value:
     run = restore.restore(_CHECKPOINT.value)
-    return Served(run.config.model, run.params, run.config.data.open('test'))
+    return Served(run.config, run.params, run.config.data.open('test'))
   config = events_card.get_config()
   stream = event_source.CardStream(users=1000)
   config = dataclasses.replace(config, data=stream)
   config = fitting.with_codec(config, None)
   ids_BT = np.zeros((1, 8), np.int32)
   params = config.model.init(jax.random.key(0), ids_BT)['params']
-  return Served(config.model, params, stream.open('test'))
+  return Served(config, params, stream.open('test'))
 
 
 if __name__ == '__main__':
@@ -155,5 +220,7 @@ if __name__ == '__main__':
     ' not given.',
   )  # fmt: skip
   _ENTITIES = flags.DEFINE_integer('entities', 64, 'In service at a time.')
+  _SCORED = flags.DEFINE_integer('scored', 200, 'Entities to score, at most.')
   _LAST = flags.DEFINE_integer('last', 10_000, 'Events of the longest history.')
+  _ROUNDS = flags.DEFINE_integer('rounds', 7, 'Of interleaved timings.')
   command.run(main)

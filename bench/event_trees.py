@@ -3,10 +3,11 @@
 import dataclasses
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import scipy.sparse
+from absl import logging
 
 from bench import event_features
 from data import event_corpus
@@ -20,7 +21,8 @@ _ROUNDS, _PATIENCE = 2000, 60
 _HASHED = 2**12
 
 
-class Split(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
   """Events of a split that count: features, labels, and all their offsets.
 
   used_E picks, of all events of the corpus, the scored ones with a label.
@@ -29,6 +31,9 @@ class Split(NamedTuple):
   corpus: event_corpus.EventCorpus
   label_E: np.ndarray
   used_E: np.ndarray
+  _made: dict[tuple[bool, bool], event_features.Features] = dataclasses.field(
+    default_factory=dict, init=False, repr=False
+  )
 
   @classmethod
   def of(
@@ -40,9 +45,15 @@ class Split(NamedTuple):
     return cls(corpus, label_E, used_E)
 
   def features(self, *, lags: bool, revealed: bool) -> event_features.Features:
-    """Features of all events; revealed: the past includes its labels."""
-    label_E = self.label_E if revealed else None
-    return event_features.features(self.corpus, lags=lags, label_E=label_E)
+    """Features of all events; revealed: the past includes its labels.
+
+    They are made once for all peers.
+    """
+    if (lags, revealed) not in self._made:
+      self._made[lags, revealed] = event_features.features(
+        self.corpus, lags=lags, label_E=self.label_E if revealed else None
+      )
+    return self._made[lags, revealed]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,21 +119,33 @@ class Trees:
   """Gradient-boosted trees: LightGBM, or scikit-learn's without it.
 
   lags: features of the past beside the row.
+  rounds: trees at most; patience: how many without a lower validation loss end
+    them, never if it is `rounds`.
   """
 
   lags: bool = True
   rounds: int = _ROUNDS
+  patience: int = _PATIENCE
 
   def fit(
     self, train: Split, validation: Split, *, revealed: bool
   ) -> Callable[[Split], np.ndarray]:
-    def features(split: Split) -> event_features.Features:
-      return split.features(lags=self.lags, revealed=revealed)
-
-    model = boost(
-      features(train), train, features(validation), validation, self.rounds
+    model = self.boosted(train, validation, revealed=revealed)
+    return lambda split: model(
+      split.features(lags=self.lags, revealed=revealed)
     )
-    return lambda split: model(features(split))
+
+  def boosted(
+    self, train: Split, validation: Split, *, revealed: bool
+  ) -> Callable[[event_features.Features], np.ndarray]:
+    """As `fit`, but what is returned reads features."""
+    found = [
+      split.features(lags=self.lags, revealed=revealed)
+      for split in (train, validation)
+    ]
+    return boost(
+      found[0], train, found[1], validation, self.rounds, self.patience
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,7 +171,7 @@ class Stacked:
     models = []
     for half in (0, 1):
       used_E = train.used_E & (half_E == half)
-      part = train._replace(used_E=used_E)
+      part = dataclasses.replace(train, used_E=used_E)
       models.append(
         boost(of_train, part, of_validation, validation, self.rounds)
       )
@@ -168,7 +191,11 @@ class Stacked:
     def both(found: event_features.Features) -> np.ndarray:
       return (models[0](found) + models[1](found)) / 2
 
-    other_E = np.where(half_E == 0, models[1](of_train), models[0](of_train))
+    other_E = np.empty(len(half_E))
+    for half in (0, 1):
+      x_EF = of_train.x_EF[half_E == half]
+      found = models[1 - half](of_train._replace(x_EF=x_EF))
+      other_E[half_E == half] = found
     model = boost(
       extended(of_train, train, other_E),
       train,
@@ -190,13 +217,16 @@ def boost(
   of_validation: event_features.Features,
   validation: Split,
   rounds: int,
+  patience: int = _PATIENCE,
 ) -> Callable[[event_features.Features], np.ndarray]:
   """Trees that stop when the validation log loss no longer falls."""
-  x_EF, y_E = features.x_EF[train.used_E], train.label_E[train.used_E]
+  y_E, x_EF = train.label_E[train.used_E], features.x_EF
+  if not train.used_E.all():  # No copy of what may be gigabytes.
+    x_EF = x_EF[train.used_E]
   other_EF = of_validation.x_EF[validation.used_E]
   other_E = validation.label_E[validation.used_E]
   if lightgbm is None:
-    return _boost_sklearn(x_EF, y_E, other_EF, other_E, rounds)
+    return _boost_sklearn(x_EF, y_E, other_EF, other_E, rounds, patience)
   parameters = {
     'objective': 'binary',
     'learning_rate': 0.05,
@@ -212,10 +242,13 @@ def boost(
   }
   data = lightgbm.Dataset(x_EF, y_E)
   held_out = lightgbm.Dataset(other_EF, other_E, reference=data)
-  stop = lightgbm.early_stopping(_PATIENCE, verbose=False)
+  stops = []
+  if patience < rounds:
+    stops.append(lightgbm.early_stopping(patience, verbose=False))
   model = lightgbm.train(
-    parameters, data, rounds, valid_sets=[held_out], callbacks=[stop]
+    parameters, data, rounds, valid_sets=[held_out], callbacks=stops
   )
+  logging.info('%d trees', model.best_iteration or rounds)
   return lambda found: model.predict(found.x_EF)
 
 
@@ -225,6 +258,7 @@ def _boost_sklearn(
   other_EF: np.ndarray,
   other_E: np.ndarray,
   rounds: int,
+  patience: int,
 ) -> Callable[[event_features.Features], np.ndarray]:
   from sklearn import ensemble
 
@@ -236,7 +270,7 @@ def _boost_sklearn(
     l2_regularization=5.0,
     max_features=0.5,
     early_stopping=True,
-    n_iter_no_change=_PATIENCE,
+    n_iter_no_change=patience,
     random_state=0,
   )
   model.fit(x_EF, y_E, X_val=other_EF, y_val=other_E)

@@ -85,6 +85,16 @@ class Scores:
     Replicate i has the same entities whatever the probabilities, so that two
     models are compared by pairs.
     """
+    if (number, seed) not in self._drawn:
+      self._drawn[number, seed] = self._draw(number, seed)
+    return self._drawn[number, seed]
+
+  @functools.cached_property
+  def _drawn(self) -> dict[tuple[int, int], list[dict[str, float]]]:
+    """What `replicates` has found."""
+    return {}
+
+  def _draw(self, number: int, seed: int) -> list[dict[str, float]]:
     _, index_E = np.unique(self.entity_E, return_inverse=True)
     entities = int(index_E.max()) + 1
     rng = np.random.default_rng(seed)

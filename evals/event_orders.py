@@ -16,7 +16,9 @@ class EventOrders:
 
   The probability of an event is the product of those of its cells, in any
   order; a model that is consistent gives every order the same one. Labels are
-  hidden and stay last.
+  hidden and stay last. What follows from the time stays behind the gap, whose
+  exact number says it: the model reads that number, but its bin is scored, so
+  that even the exact law gives a row with the hour first another probability.
 
   orders: drawn ones, all others than the columns' own.
   entities: at most so many are scored; window, context: events.
@@ -47,18 +49,20 @@ class EventOrders:
     distance of the probability of its last value, orders/label_difference,
     and that over the mean probability, orders/label_share.
     """
-    free = len(corpus.tokenizer.columns)
-    free -= corpus.tokenizer.label is not None
-    if max_bytes is not None or free < 2:
+    tokenizer, rng = corpus.tokenizer, np.random.default_rng(self.seed)
+    free = len(tokenizer.columns) - (tokenizer.label is not None)
+    kinds = np.array([column.kind for column in tokenizer.columns])
+    (time_T,) = np.nonzero(np.isin(kinds, ('gap', 'hour', 'weekday')))
+    if max_bytes is not None or free < 2 or free == len(time_T):
       return {}
     scores = event_scores.EventScores(window=self.window, context=self.context)
-    tokenizer, rng = corpus.tokenizer, np.random.default_rng(self.seed)
     count = min(self.entities, len(corpus))
     columns, found = len(tokenizer.columns), []
     for number in range(self.orders + 1):
       rank_C = np.arange(columns)
       while number and (np.diff(rank_C) == 1).all():
         rank_C[:free] = rng.permutation(free)
+        rank_C[time_T] = np.sort(rank_C[time_T])
       found.append(
         scores.score(apply, params, corpus, entities=count, rank_C=rank_C)
       )
@@ -73,9 +77,8 @@ class EventOrders:
       'orders/difference': distance / float(mean),
     }
     if tokenizer.label is not None:
-      last_K = np.arange(len(tokenizer.label.code.words)) == (
-        len(tokenizer.label.code.words) - 1
-      )
+      values = len(tokenizer.label.code.words)
+      last_K = np.arange(values) == values - 1
       p_OE = np.stack(
         [event_scores.consolidate(f.log_p_EK[scored_E], last_K) for f in found]
       )

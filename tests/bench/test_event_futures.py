@@ -1,7 +1,9 @@
 """Made-up events that are the real ones, or are spoiled in a known way."""
 
 import math
+import types
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -11,6 +13,8 @@ from data import event_codes
 from data import event_source
 from evals import card_filter
 from evals import event_futures
+from models import event_lm
+from models import stacks
 
 USERS, LENGTH, NEW = 60, 24, 12
 
@@ -107,3 +111,37 @@ def test_distances_by_hand():
   assert bench_futures.variation(x_E, y_E) == 0.25
   assert bench_futures.information(x_E, x_E) == pytest.approx(math.log(2))
   assert bench_futures.information(x_E, np.array([0, 1, 0, 1])) == 0
+
+
+def test_a_model_goes_on_with_every_history(stream, corpus):
+  tokenizer, new = corpus.tokenizer, 3
+  model = event_lm.EventLM(
+    trunk=stacks.Stack(width=8, layers=1, heads=2, hidden=8),
+    columns=tuple(map(int, tokenizer.sizes_C)),
+    cell_width=8, cell_layers=0, waves=0, reach=2,
+  )  # fmt: skip
+  ids_BT = np.zeros((1, 8), np.int32)
+  params = model.init(jax.random.key(0), ids_BT)['params']
+  run = types.SimpleNamespace(
+    config=types.SimpleNamespace(model=model), params=params
+  )
+  real, made, new_E = bench_futures.go_on(run, corpus, new, seed=0)
+  assert real is corpus and new_E.sum() == USERS * new
+  np.testing.assert_array_equal(made.ids_EC[~new_E], corpus.ids_EC[~new_E])
+  np.testing.assert_array_equal(made.times_E[~new_E], corpus.times_E[~new_E])
+  assert (made.ids_EC[new_E] != corpus.ids_EC[new_E]).any(1).mean() > 0.9
+  assert (np.diff(made.times_E.reshape(USERS, LENGTH)) >= 0).all()
+  column = {name: c for c, name in enumerate(tokenizer.names)}
+  hour_E = made.times_E // 3600 % 24
+  code = tokenizer.columns[column['time:hour']].code
+  np.testing.assert_array_equal(
+    made.ids_EC[:, column['time:hour']] - code.first, hour_E
+  )
+  # The number that is remembered lies in the bin that was drawn.
+  c = column['amount']
+  code = tokenizer.columns[c].code
+  bent_E = made.values_EC[new_E, c].astype(float) * code.spread + code.mean
+  again_E = code.encode(pa.array(code.scale * np.sinh(bent_E)), None)
+  assert (again_E == made.ids_EC[new_E, c]).mean() > 0.97  # But for rounding.
+  with pytest.raises(ValueError, match='--events=24 must be less'):
+    bench_futures.go_on(run, corpus, LENGTH, seed=0)

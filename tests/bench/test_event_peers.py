@@ -36,7 +36,8 @@ def column(found, name):
   return found.x_EF[:, found.names.index(name)]
 
 
-def test_lag_features_by_hand(corpus):
+def test_lag_features_by_hand(corpus, monkeypatch):
+  monkeypatch.setattr(event_features, '_ENTITIES', 4)  # Made in two parts.
   label_E = event_features.labels(corpus)
   found = event_features.features(corpus, lags=True, label_E=label_E)
   assert len(found.names) == len(set(found.names)) > 80
@@ -164,8 +165,9 @@ def test_peers_are_kept_and_scored(stream, tmp_path, monkeypatch):
     best['average_precision'] - report['trees']['average_precision']
   )
   assert 0 < found['average_precision_stderr'] < found['average_precision']
-  text = event_peers.table(report)
-  assert len(text.splitlines()) == 2 + len(report)
+  assert len(event_peers.table(report).splitlines()) == 2 + len(report)
+  (line,) = event_peers.paired('ours', {'trees': found}).splitlines()[2:]
+  assert f'| {found["average_precision"]:+.4f} +- ' in line
   picture = ElementTree.fromstring(event_plot.draw(report, 'average_precision'))
   bars = [e for e in picture if e.tag.endswith('rect')]
   widths = [float(bar.get('width')) for bar in bars]
@@ -174,6 +176,30 @@ def test_peers_are_kept_and_scored(stream, tmp_path, monkeypatch):
     np.array(widths) / widths[0], np.array(scores) / scores[0], atol=1e-3
   )
   assert json.loads((tmp_path / 'trees.json').read_text())['threshold'] > 0
+
+
+def test_only_later_events_count_in_a_split_by_time(stream, tmp_path):
+  later = dataclasses.replace(stream, split_by='time')
+  splits = event_peers.Splits(later, revealed=False)
+  times_E = np.asarray(splits.test.corpus.times_E)
+  is_late_E = times_E >= np.quantile(times_E, 0.8, method='lower')
+  np.testing.assert_array_equal(splits.test.used_E, is_late_E)
+  event_peers.run(splits, ['prior'], tmp_path, 5)
+  path = tmp_path / 'ours.npy'
+  np.save(path, np.linspace(0, 1, is_late_E.sum()))
+  ours = splits.given(str(path))
+  np.testing.assert_array_equal(ours.label_E, splits.test.label_E[is_late_E])
+  assert ours.ceiling_E.shape == ours.label_E.shape and ours.threshold == 0.5
+  found = event_peers.differences(splits, ours, ['prior'], tmp_path, 5)
+  expected = ours.metrics()['auc'] - 0.5
+  assert found['prior']['auc'] == pytest.approx(expected)
+  # Whoever knows the labels has their threshold.
+  known_E = splits.validation.label_E[splits.validation.used_E]
+  np.save(tmp_path / 'known.npy', known_E)
+  ours = splits.given(f'{path}:{tmp_path / "known.npy"}')
+  assert ours.threshold == 1.0
+  with pytest.raises(ValueError, match=rf"'test' {is_late_E.sum()} scored"):
+    splits.given(str(tmp_path / 'known.npy'))
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """One event in two orders: by a stub, and by a model after training."""
 
+import dataclasses
 import functools
 
 import jax
@@ -56,6 +57,45 @@ def test_differences_by_hand():
   for name, value in expected.items():
     np.testing.assert_allclose(found[name], value, rtol=1e-5, err_msg=name)
   assert evaluator.run(by_place, None, corpus, max_bytes=100) == {}
+
+
+def test_hours_stay_behind_gaps():
+  corpus = event_tables.draw(SIZES)
+  place, amount, label = corpus.tokenizer.columns
+
+  def score(kinds, chosen):
+    """Every row with column 1 before column 0 costs 100 nats more."""
+    columns = [(place, place, amount, label)[c] for c in chosen]
+    tokenizer = dataclasses.replace(
+      corpus.tokenizer,
+      columns=tuple(
+        dataclasses.replace(column, name=kind, kind=kind)
+        for column, kind in zip(columns, kinds, strict=True)
+      ),
+    )
+    index = [(0, 0, 1, 2)[c] for c in chosen]
+    wide = dataclasses.replace(
+      corpus, tokenizer=tokenizer, ids_EC=corpus.ids_EC[:, index],
+      values_EC=corpus.values_EC[:, index],
+    )  # fmt: skip
+
+    def apply(params, ids, documents, *, target, value, rank):
+      del params, ids, documents, value
+      rank_BEC = rank.reshape(len(rank), -1, len(kinds))
+      nats_BE = 1 + 100 * (rank_BEC[..., 1] < rank_BEC[..., 0])
+      nats_BT = jnp.repeat(nats_BE, len(kinds), axis=1)
+      return -jnp.broadcast_to(nats_BT[..., None], target.shape)
+
+    evaluator = event_orders.EventOrders(orders=6, window=8, context=4)
+    return evaluator.run(apply, None, wide)
+
+  for derived in ('hour', 'weekday'):
+    found = score(('gap', derived, 'number', 'label'), range(4))
+    assert found['orders/difference'] == 0
+  found = score(('bool', 'category', 'number', 'label'), range(4))
+  assert found['orders/difference'] > 1
+  # There is no other order.
+  assert score(('gap', 'hour', 'label'), (0, 1, 3)) == {}
 
 
 @pytest.mark.slow
