@@ -1,156 +1,251 @@
-"""Tokens moved to tiles of one expert each, multiplied there, and back.
+"""Tokens moved to tiles of one expert each, put through it there, and back.
 
 Both directions and their gradients only read rows: a sum into rows, which the
 transposed program would have, is slow and has no fixed order.
 """
 
-from collections.abc import Sequence
-from typing import Any
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from models import core_chain
 from models import execution
+from models import pinning
 
 # Tiles of a round, which depend on nothing of each other: cores of a CPU share
 # them. The number of tiles is a multiple.
 AT_ONCE = 2
+# Of indices that need no check.
+_INSIDE = 'promise_in_bounds'
+
+
+class Tiles(NamedTuple):
+  """Where tokens go: S tiles of R rows.
+
+  token_SR: the token in a row, N in rows without. expert_S: of a tile.
+  place_NK: the row, in S R, of a token's k-th expert. used: tiles with tokens.
+  """
+
+  token_SR: jax.Array
+  expert_S: jax.Array
+  place_NK: jax.Array
+  used: jax.Array
+
+
+# What an expert is: its own parameters and rows [R, D] -> rows [R, F].
+Expert = Callable[[Any, jax.Array], jax.Array]
+
+
+def mix(
+  expert: Expert,
+  params: Any,
+  x_ND: jax.Array,
+  weight_NK: jax.Array,
+  tiles: Tiles,
+) -> jax.Array:
+  """Each token's weighted sum of what its experts make of it: [N, F].
+
+  expert: closes over no array. params: of all experts, [experts, ..] each.
+  """
+  if execution.tiles_in_turn():
+    return _mix_in_turn(expert, params, x_ND, weight_NK, tiles)
+  x_SRD = pinning.pin_tiles(_gather(x_ND, tiles))
+  y_SRF = jax.vmap(expert)(_own(params, tiles.expert_S), x_SRD)
+  return _combine(pinning.pin_tiles(y_SRF), weight_NK, tiles)
 
 
 @jax.custom_vjp
-def gather(
-  x_ND: jax.Array, token_SR: jax.Array, place_NK: jax.Array
-) -> jax.Array:
-  """The rows [S, R, D] of all tiles, zeros where there is no token.
-
-  token_SR: the token in a row, N in rows without. place_NK: the row, in S R,
-  of a token's k-th expert.
-  """
-  del place_NK
-  return x_ND.at[token_SR].get(mode='fill', fill_value=0)
+def _gather(x_ND: jax.Array, tiles: Tiles) -> jax.Array:
+  """The rows [S, R, D] of all tiles, zeros where there is no token."""
+  return x_ND.at[tiles.token_SR].get(mode='fill', fill_value=0)
 
 
-def _gather_forward(
-  x_ND: jax.Array, token_SR: jax.Array, place_NK: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-  return gather(x_ND, token_SR, place_NK), place_NK
+def _gather_forward(x_ND: jax.Array, tiles: Tiles) -> tuple[jax.Array, Any]:
+  return _gather(x_ND, tiles), tiles.place_NK
 
 
 def _gather_backward(place_NK: jax.Array, change_SRD: jax.Array) -> Any:
   rows_MD = change_SRD.reshape(-1, change_SRD.shape[-1])
-  parts = [rows_MD[place_N] for place_N in place_NK.T]
-  return sum(parts[1:], parts[0]), None, None
+  parts = _choices(rows_MD, place_NK)
+  return sum(parts[1:], parts[0]), None
 
 
-gather.defvjp(_gather_forward, _gather_backward)
+_gather.defvjp(_gather_forward, _gather_backward)
 
 
 @jax.custom_vjp
-def combine(
-  y_SRD: jax.Array,
+def _combine(y_SRF: jax.Array, weight_NK: jax.Array, tiles: Tiles) -> jax.Array:
+  """Each token's weighted sum over its experts: [N, F]."""
+  y_MF = y_SRF.reshape(-1, y_SRF.shape[-1])
+  return _weighted(y_MF, weight_NK, tiles.place_NK)
+
+
+def _combine_forward(
+  y_SRF: jax.Array, weight_NK: jax.Array, tiles: Tiles
+) -> tuple[jax.Array, Any]:
+  return _combine(y_SRF, weight_NK, tiles), (y_SRF, weight_NK, tiles)
+
+
+def _combine_backward(kept: Any, change_NF: jax.Array) -> Any:
+  y_SRF, weight_NK, tiles = kept
+  change_SRF = change_NF.at[tiles.token_SR].get(mode='fill', fill_value=0)
+  weight_SR = _weight_of_rows(weight_NK, tiles, change_NF.dtype)
+  y_MF = y_SRF.reshape(-1, y_SRF.shape[-1])
+  of_weight_NK = _of_weight(y_MF, weight_NK, tiles.place_NK, change_NF)
+  return change_SRF * weight_SR[..., None], of_weight_NK, None
+
+
+_combine.defvjp(_combine_forward, _combine_backward)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _mix_in_turn(
+  expert: Expert,
+  params: Any,
+  x_ND: jax.Array,
   weight_NK: jax.Array,
-  token_SR: jax.Array,
-  place_NK: jax.Array,
+  tiles: Tiles,
 ) -> jax.Array:
-  """Each token's weighted sum over its experts: [N, D]."""
-  del token_SR
-  rows_MD = y_SRD.reshape(-1, y_SRD.shape[-1])
-  weight_NK = weight_NK.astype(y_SRD.dtype)
+  """`mix` by one tile after the other, of which a cache holds all at once.
+
+  Tiles without tokens cost nothing. What an expert computes is computed again
+  by the backward pass, which is cheaper than to write and to read it.
+  """
+  return _in_turn_forward(expert, params, x_ND, weight_NK, tiles)[0]
+
+
+def _in_turn_forward(
+  expert: Expert,
+  params: Any,
+  x_ND: jax.Array,
+  weight_NK: jax.Array,
+  tiles: Tiles,
+) -> tuple[jax.Array, Any]:
+  start_S, place_NK = _close(tiles)
+
+  def one(s: jax.Array) -> jax.Array:
+    rows_RD = x_ND.at[tiles.token_SR[s]].get(mode='clip')
+    return expert(_own(params, tiles.expert_S[s]), rows_RD)
+
+  def add(i: jax.Array, y_MF: jax.Array) -> jax.Array:
+    for s in (AT_ONCE * i + j for j in range(AT_ONCE)):
+      y_MF = _put(y_MF, one(s), start_S[s])
+    return y_MF
+
+  tile = jax.eval_shape(one, 0)
+  y_MF = _room(place_NK, *tile.shape, tile.dtype)
+  y_MF = jax.lax.fori_loop(0, _rounds(tiles), add, y_MF)
+  kept = params, x_ND, weight_NK, tiles, y_MF
+  return _weighted(y_MF, weight_NK, place_NK), kept
+
+
+def _in_turn_backward(expert: Expert, kept: Any, change_NF: jax.Array) -> Any:
+  params, x_ND, weight_NK, tiles, y_MF = kept
+  start_S, place_NK = _close(tiles)
+  weight_SR = _weight_of_rows(weight_NK, tiles, change_NF.dtype)
+
+  def add(i: jax.Array, sums: Any) -> Any:
+    totals, of_x_MD = sums
+    for s in (AT_ONCE * i + j for j in range(AT_ONCE)):
+      token_R, e = tiles.token_SR[s], tiles.expert_S[s]
+      # Rows without a token hold any, and have no weight.
+      change_RF = change_NF.at[token_R].get(mode='clip')
+      change_RF *= weight_SR[s][:, None]
+      rows_RD = x_ND.at[token_R].get(mode='clip')
+      _, back = jax.vjp(expert, _own(params, e), rows_RD)
+      of_own, of_rows_RD = back(change_RF)
+      totals = jax.tree.map(
+        lambda total, part, e=e: _put(total, (total[e] + part)[None], e),
+        totals,
+        of_own,
+      )
+      of_x_MD = _put(of_x_MD, of_rows_RD, start_S[s])
+    return totals, of_x_MD
+
+  rows, width = tiles.token_SR.shape[1], x_ND.shape[1]
+  of_x_MD = _room(place_NK, rows, width, x_ND.dtype)
+  totals = jax.tree.map(jnp.zeros_like, params)
+  totals, of_x_MD = jax.lax.fori_loop(0, _rounds(tiles), add, (totals, of_x_MD))
+  parts = _choices(of_x_MD, place_NK)
+  of_weight_NK = _of_weight(y_MF, weight_NK, place_NK, change_NF)
+  return totals, sum(parts[1:], parts[0]), of_weight_NK, None
+
+
+_mix_in_turn.defvjp(_in_turn_forward, _in_turn_backward)
+
+
+def _close(tiles: Tiles) -> tuple[jax.Array, jax.Array]:
+  """Rows of tiles without a gap: where each tile begins, and places in these.
+
+  A tile's rows without a token lie on those of the next, which is written
+  later.
+  """
+  tokens, rows = tiles.place_NK.shape[0], tiles.token_SR.shape[1]
+  count_S = jnp.sum(tiles.token_SR < tokens, axis=1)
+  start_S = jnp.cumsum(count_S) - count_S
+  place_NK = start_S[tiles.place_NK // rows] + tiles.place_NK % rows
+  return jax.lax.optimization_barrier((start_S, place_NK))
+
+
+def _room(place_NK: jax.Array, rows: int, width: int, dtype: Any) -> jax.Array:
+  return jnp.zeros((place_NK.size + rows, width), dtype)
+
+
+def _put(into: jax.Array, part: jax.Array, at: jax.Array) -> jax.Array:
+  # Without the check of bounds of `into.at[..].set`, which copies.
+  return jax.lax.dynamic_update_slice_in_dim(into, part, at, 0)
+
+
+def _rounds(tiles: Tiles) -> jax.Array:
+  return -(-tiles.used // AT_ONCE)
+
+
+def _own(params: Any, expert: jax.Array) -> Any:
+  """Parameters of one expert or of several."""
+  return jax.tree.map(lambda leaf: leaf.at[expert].get(mode=_INSIDE), params)
+
+
+def _choices(rows_MF: jax.Array, place_NK: jax.Array) -> list[jax.Array]:
+  """The rows [N, F] of every token's k-th expert, for each k."""
+  return [rows_MF.at[place_N].get(mode=_INSIDE) for place_N in place_NK.T]
+
+
+def _weighted(
+  rows_MF: jax.Array, weight_NK: jax.Array, place_NK: jax.Array
+) -> jax.Array:
   parts = [
-    rows_MD[place_N] * weight_N[:, None]
-    for place_N, weight_N in zip(place_NK.T, weight_NK.T, strict=True)
+    rows_NF * weight_N[:, None]
+    for rows_NF, weight_N in zip(
+      _choices(rows_MF, place_NK),
+      weight_NK.T.astype(rows_MF.dtype),
+      strict=True,
+    )
   ]
   return sum(parts[1:], parts[0])
 
 
-def _combine_forward(
-  y_SRD: jax.Array,
+def _of_weight(
+  rows_MF: jax.Array,
   weight_NK: jax.Array,
-  token_SR: jax.Array,
   place_NK: jax.Array,
-) -> tuple[jax.Array, Any]:
-  kept = y_SRD, weight_NK, token_SR, place_NK
-  return combine(*kept), kept
-
-
-def _combine_backward(kept: Any, change_ND: jax.Array) -> Any:
-  y_SRD, weight_NK, token_SR, place_NK = kept
-  change_SRD = change_ND.at[token_SR].get(mode='fill', fill_value=0)
-  of_weight_M = jnp.sum(
-    change_SRD.astype(jnp.float32) * y_SRD, axis=-1
-  ).reshape(-1)
-  weight_M = jnp.zeros(token_SR.size, change_ND.dtype)
-  weight_M = weight_M.at[place_NK.reshape(-1)].set(
-    weight_NK.reshape(-1).astype(change_ND.dtype), unique_indices=True
-  )
-  return (
-    change_SRD * weight_M.reshape(*token_SR.shape, 1),
-    of_weight_M[place_NK].astype(weight_NK.dtype),
-    None,
-    None,
-  )
-
-
-combine.defvjp(_combine_forward, _combine_backward)
-
-
-def contract(
-  chain: core_chain.Chain,
-  kernels: Sequence[jax.Array],
-  x_SRD: jax.Array,
-  expert_S: jax.Array,
-  used: jax.Array,
+  change_NF: jax.Array,
 ) -> jax.Array:
-  """core_chain.contract of every tile by its expert's cores.
+  """The gradient of `_weighted` by the weights."""
+  parts = [
+    jnp.sum(change_NF.astype(jnp.float32) * rows_NF, axis=-1)
+    for rows_NF in _choices(rows_MF, place_NK)
+  ]
+  return jnp.stack(parts, axis=-1).astype(weight_NK.dtype)
 
-  kernels: [experts, ..] each. used: how many tiles, the first, hold tokens;
-  what is made of others is zero or that of zeros.
-  """
-  if not execution.tiles_in_turn():
-    return jax.vmap(lambda own, x_RD: core_chain.contract(chain, own, x_RD))(
-      [kernel[expert_S] for kernel in kernels], x_SRD
-    )
 
-  def one(own: list[jax.Array], x_RD: jax.Array) -> jax.Array:
-    return core_chain.contract(chain, own, x_RD, tokens_last=False)
-
-  @jax.custom_vjp
-  def run(
-    kernels: list[jax.Array],
-    x_SRD: jax.Array,
-    expert_S: jax.Array,
-    rounds: jax.Array,
-  ) -> jax.Array:
-    def add(i: jax.Array, y_SRD: jax.Array) -> jax.Array:
-      for s in (AT_ONCE * i + j for j in range(AT_ONCE)):
-        own = [kernel[expert_S[s]] for kernel in kernels]
-        y_SRD = y_SRD.at[s].set(one(own, x_SRD[s]))
-      return y_SRD
-
-    y_SRD = jnp.zeros((*x_SRD.shape[:2], chain.d_out), x_SRD.dtype)
-    return jax.lax.fori_loop(0, rounds, add, y_SRD)
-
-  def forward(*given: Any) -> Any:
-    return run(*given), given
-
-  def backward(kept: Any, change_SRD: jax.Array) -> Any:
-    kernels, x_SRD, expert_S, rounds = kept
-
-    def add(i: jax.Array, sums: Any) -> Any:
-      totals, of_x_SRD = sums
-      for s in (AT_ONCE * i + j for j in range(AT_ONCE)):
-        own = [kernel[expert_S[s]] for kernel in kernels]
-        of_own, of_x_RD = jax.vjp(one, own, x_SRD[s])[1](change_SRD[s])
-        totals = [
-          total.at[expert_S[s]].add(part)
-          for total, part in zip(totals, of_own, strict=True)
-        ]
-        of_x_SRD = of_x_SRD.at[s].set(of_x_RD)
-      return totals, of_x_SRD
-
-    zeros = jax.tree.map(jnp.zeros_like, (kernels, x_SRD))
-    return *jax.lax.fori_loop(0, rounds, add, zeros), None, None
-
-  run.defvjp(forward, backward)
-  return run(list(kernels), x_SRD, expert_S, -(-used // AT_ONCE))
+def _weight_of_rows(
+  weight_NK: jax.Array, tiles: Tiles, dtype: Any
+) -> jax.Array:
+  """The weight [S, R] of what is in a row, zero where there is no token."""
+  weight_M = jnp.zeros(tiles.token_SR.size, dtype)
+  weight_M = weight_M.at[tiles.place_NK.reshape(-1)].set(
+    weight_NK.reshape(-1).astype(dtype), unique_indices=True
+  )
+  return weight_M.reshape(tiles.token_SR.shape)

@@ -7,21 +7,23 @@ they are sorted by expert and cut into tiles of one expert each, whose number
 has a bound, so that shapes are static.
 """
 
-import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from models import core_chain
+from models import execution
 from models import expert_tiles
 from models import linear as linear_lib
-from models import pinning
 from models import structured
 
-# Rows of a tile at most: enough to reuse the expert's weights.
-_MOST_ROWS = 128
+# Rows of a tile at most: enough to reuse the expert's weights, and few enough
+# for what a core of a CPU makes of them to stay in its cache.
+_MOST_ROWS, _MOST_ROWS_IN_TURN = 128, 152
+# Tokens of an expert, on average, from which it has tiles of its own size.
+_LEAST_MEAN = 64
 # Decides between equal logits and is nothing beside others: a gate of zeros
 # would send every token to the same experts.
 _TIE = 1e-6
@@ -38,19 +40,6 @@ class Routes(NamedTuple):
   balance: jax.Array
 
 
-class Tiles(NamedTuple):
-  """Where tokens go: S tiles of R rows.
-
-  token_SR: the token in a row, N in rows without. expert_S: of a tile.
-  place_NK: the row, in S R, of a token's k-th expert. used: tiles with tokens.
-  """
-
-  token_SR: jax.Array
-  expert_S: jax.Array
-  place_NK: jax.Array
-  used: jax.Array
-
-
 def route(x_ND: jax.Array, gate_DE: jax.Array, active: int) -> Routes:
   """The `active` experts of highest logit, weighted by a softmax over these.
 
@@ -59,7 +48,10 @@ def route(x_ND: jax.Array, gate_DE: jax.Array, active: int) -> Routes:
   """
   experts = gate_DE.shape[1]
   ties_DE = jax.random.normal(jax.random.key(0), gate_DE.shape)
-  logits_NE = x_ND.astype(jnp.float32) @ (gate_DE + _TIE * ties_DE)
+  # The gradient of the gate is a product of few rows, not of few columns: on a
+  # CPU a tenth of the time. XLA would put the transposition into the product.
+  gate_ED = jax.lax.optimization_barrier((gate_DE + _TIE * ties_DE).T)
+  logits_NE = x_ND.astype(jnp.float32) @ gate_ED.T
   logits_NK, expert_NK = jax.lax.top_k(logits_NE, active)
   chosen_E = jnp.bincount(expert_NK.reshape(-1), length=experts)
   share_E = chosen_E / expert_NK.size
@@ -71,9 +63,16 @@ def route(x_ND: jax.Array, gate_DE: jax.Array, active: int) -> Routes:
 
 
 def rows_per_tile(tokens: int, experts: int, active: int) -> int:
-  """The power of two below half the mean number of tokens of an expert."""
-  half = max(tokens * active // (2 * experts), 1)
-  return min(2 ** (half.bit_length() - 1), _MOST_ROWS)
+  """Half the mean number of tokens of an expert, as a power of two at most.
+
+  In turn, where tiles without tokens cost nothing, a fifth above the mean: most
+  experts have one tile then. These are odd multiples of eight, so that columns
+  of a tile do not share the lines of a cache.
+  """
+  mean = tokens * active // experts
+  if _fits_experts(mean):
+    return min(19 * mean // 16 // 16 * 16 + 8, _MOST_ROWS_IN_TURN)
+  return min(2 ** (max(mean // 2, 1).bit_length() - 1), _MOST_ROWS)
 
 
 def tiles_of(tokens: int, experts: int, active: int) -> tuple[int, int]:
@@ -84,19 +83,30 @@ def tiles_of(tokens: int, experts: int, active: int) -> tuple[int, int]:
 
 
 def computed_share(tokens: int | None, experts: int, active: int) -> float:
-  """Rows that experts compute per token; with padding if `tokens` is given."""
+  """Rows that experts compute per token; with padding if `tokens` is given.
+
+  Of tiles that fit experts those of an even choice, else all.
+  """
   if tokens is None:
     return active
-  return math.prod(tiles_of(tokens, experts, active)) / tokens
+  number, rows = tiles_of(tokens, experts, active)
+  if _fits_experts(tokens * active // experts):
+    number = experts * -(-tokens * active // (experts * rows))
+  return number * rows / tokens
 
 
-def tile(expert_NK: jax.Array, experts: int) -> Tiles:
+def _fits_experts(mean: int) -> bool:
+  return mean >= _LEAST_MEAN and execution.tiles_in_turn()
+
+
+def tile(expert_NK: jax.Array, experts: int) -> expert_tiles.Tiles:
   """Sorts tokens by expert, each expert's padded to whole tiles."""
   tokens, active = expert_NK.shape
   number, rows = tiles_of(tokens, experts, active)
   expert_M = expert_NK.reshape(-1)
-  order_M = jnp.argsort(expert_M, stable=True)
-  sorted_M = expert_M[order_M]
+  # Sorted as one number, which is faster than two by an order of the first.
+  key_M = jnp.sort(expert_M * expert_M.size + jnp.arange(expert_M.size))
+  sorted_M, order_M = jnp.divmod(key_M, expert_M.size)
   count_E = jnp.bincount(expert_M, length=experts)
   tiles_E = -(-count_E // rows)
   end_E = jnp.cumsum(tiles_E)
@@ -104,8 +114,10 @@ def tile(expert_NK: jax.Array, experts: int) -> Tiles:
   row_M = jnp.arange(expert_M.size) + first_E[sorted_M]
   token_SR = jnp.full((number * rows,), tokens).at[row_M].set(order_M // active)
   place_M = jnp.zeros_like(row_M).at[order_M].set(row_M)
-  expert_S = jnp.searchsorted(end_E, jnp.arange(number), side='right')
-  return Tiles(
+  expert_S = jnp.searchsorted(
+    end_E, jnp.arange(number), side='right', method='compare_all'
+  )
+  return expert_tiles.Tiles(
     token_SR.reshape(number, rows),
     # Tiles beyond the last are empty; any expert will do.
     jnp.minimum(expert_S, experts - 1),
@@ -115,7 +127,7 @@ def tile(expert_NK: jax.Array, experts: int) -> Tiles:
 
 
 class _Experts(nn.Module):
-  """Experts of one structure, kernels [experts, blocks, fan-in, fan-out]."""
+  """Kernels of experts of one structure, [experts, *shape] of every core."""
 
   expert: structured.Structured
   experts: int
@@ -124,13 +136,12 @@ class _Experts(nn.Module):
   dtype: str
 
   @nn.compact
-  def __call__(self, x_SRD: jax.Array, tiles: Tiles) -> jax.Array:
-    """Every tile by its expert."""
-    chain = self.expert.chain(x_SRD.shape[-1], self.features)
+  def __call__(self, width: int) -> list[jax.Array]:
     kernels = []
-    for i, shape in enumerate(chain.shapes):
+    shapes = self.expert.chain(width, self.features).shapes
+    for i, shape in enumerate(shapes):
       size = structured.deviation(shape)
-      if i == len(chain.shapes) - 1:
+      if i == len(shapes) - 1:
         size *= self.gain
       kernel = self.param(
         structured.kernel_name(i),
@@ -143,13 +154,7 @@ class _Experts(nn.Module):
         gain = self.param(name, nn.initializers.ones, (), jnp.float32)
         kernel = structured.capped(kernel, gain, shape)
       kernels.append(kernel.astype(self.dtype))
-    return expert_tiles.contract(
-      chain,
-      kernels,
-      x_SRD.astype(self.dtype),
-      tiles.expert_S,
-      tiles.used,
-    )
+    return kernels
 
 
 class _Gate(nn.Module):
@@ -206,16 +211,23 @@ class Mixture(nn.Module, kw_only=True):
   def __call__(self, x: jax.Array) -> jax.Array:
     x_ND = x.reshape(-1, x.shape[-1])
     routes = _Gate(self.experts, self.active, name='router')(x_ND)
-    tiles = tile(routes.expert_NK, self.experts)
-    experts = _Experts(
-      self.expert.clone(parent=None),
+    expert = self.expert.clone(parent=None)
+    kernels = _Experts(
+      expert,
       self.experts,
       self.features,
       self.gain,
       self.dtype,
       name='experts',
+    )(x_ND.shape[1])
+    chain = expert.chain(x_ND.shape[1], self.features)
+    y_ND = expert_tiles.mix(
+      lambda own, x_RD: _project(chain, own, x_RD),
+      kernels,
+      x_ND.astype(self.dtype),
+      routes.weight_NK,
+      tile(routes.expert_NK, self.experts),
     )
-    y_ND = _moved(experts, x_ND, routes, tiles)
     return y_ND.reshape(*x.shape[:-1], self.features)
 
 
@@ -242,34 +254,43 @@ class MixtureFeedForward(nn.Module):
     width = x_BTD.shape[-1]
     x_ND = x_BTD.reshape(-1, width)
     routes = _Gate(self.experts, self.active, name='router')(x_ND)
-    tiles = tile(routes.expert_NK, self.experts)
+    expert = expert_of(self.linear)
 
-    def project(name: str, features: int, gain: float, x: jax.Array) -> Any:
-      expert = expert_of(self.linear)
+    def kernels(name: str, d_in: int, features: int, gain: float) -> Any:
       layer = _Experts(
         expert, self.experts, features, gain, self.dtype, name=name
       )
-      return layer(x, tiles)
+      return layer(d_in)
 
-    def run(x_SRD: jax.Array, _: Tiles) -> jax.Array:
-      hidden = nn.silu(project('gate', self.hidden, 1.0, x_SRD))
-      hidden *= project('up', self.hidden, 1.0, x_SRD)
-      return project('down', width, self.residual_gain, hidden)
+    params = {
+      'gate': kernels('gate', width, self.hidden, 1.0),
+      'up': kernels('up', width, self.hidden, 1.0),
+      'down': kernels('down', self.hidden, width, self.residual_gain),
+    }
+    wide = expert.chain(width, self.hidden)
+    narrow = expert.chain(self.hidden, width)
 
-    return _moved(run, x_ND, routes, tiles).reshape(x_BTD.shape)
+    def run(own: Any, x_RD: jax.Array) -> jax.Array:
+      hidden = nn.silu(_project(wide, own['gate'], x_RD))
+      hidden *= _project(wide, own['up'], x_RD)
+      return _project(narrow, own['down'], hidden)
+
+    y_ND = expert_tiles.mix(
+      run,
+      params,
+      x_ND.astype(self.dtype),
+      routes.weight_NK,
+      tile(routes.expert_NK, self.experts),
+    )
+    return y_ND.reshape(x_BTD.shape)
 
 
-def _moved(
-  run: Callable[[jax.Array, Tiles], jax.Array],
-  x_ND: jax.Array,
-  routes: Routes,
-  tiles: Tiles,
+def _project(
+  chain: core_chain.Chain, kernels: list[jax.Array], x_RD: jax.Array
 ) -> jax.Array:
-  """What `run` makes of the tiles, weighted and back in the order of x."""
-  places = tiles.token_SR, tiles.place_NK
-  x_SRD = pinning.pin_tiles(expert_tiles.gather(x_ND, *places))
-  y_SRD = pinning.pin_tiles(run(x_SRD, tiles))
-  return expert_tiles.combine(y_SRD, routes.weight_NK, *places)
+  # Rows of a tile are few, and those of a batch of tiles are not.
+  last = False if execution.tiles_in_turn() else None
+  return core_chain.contract(chain, kernels, x_RD, tokens_last=last)
 
 
 def expert_of(layer: nn.Module) -> structured.Structured:

@@ -57,24 +57,28 @@ def masked(expert, params, x, active):
 
 
 @pytest.mark.parametrize(
-  ('expert', 'experts', 'active'),
+  ('expert', 'experts', 'active', 'tokens'),
   [
-    (BTT(), 4, 2),
-    (BTT(rank=2), 5, 1),
-    (structured.LowRank(rank=2), 3, 3),
-    (structured.Full(), 8, 2),
+    (BTT(), 4, 2, N),
+    (BTT(rank=2), 5, 1, N),
+    (structured.LowRank(rank=2), 3, 3, N),
+    (structured.Full(), 8, 2, N),
+    # Tiles of 88 rows; 89 tokens choose the third expert.
+    (BTT(), 4, 2, 147),
   ],
-  ids=['btt', 'btt_2', 'low_rank', 'full'],
+  ids=['btt', 'btt_2', 'low_rank', 'full', 'tiles_that_fit'],
 )
-def test_dispatch_is_the_masked_sum_of_all_experts(expert, experts, active):
+def test_dispatch_is_the_masked_sum_of_all_experts(
+  expert, experts, active, tokens
+):
   layer = mixture.Mixture(
     expert=expert, experts=experts, active=active, features=D_OUT
   )
-  x = np.random.default_rng(1).normal(size=(3, N // 3, D_IN))
+  x = np.random.default_rng(1).normal(0.4, size=(3, tokens // 3, D_IN))
   x = jnp.asarray(x, jnp.float32)
   params = random_params(layer, x)
-  flat = x.reshape(N, D_IN)
-  weight = jnp.asarray(np.random.default_rng(2).normal(size=(N, D_OUT)))
+  flat = x.reshape(tokens, D_IN)
+  weight = jnp.asarray(np.random.default_rng(2).normal(size=(tokens, D_OUT)))
 
   @jax.jit
   def reference(params):
@@ -89,7 +93,7 @@ def test_dispatch_is_the_masked_sum_of_all_experts(expert, experts, active):
   def sparse(params):
     return jax.value_and_grad(
       lambda p: (
-        out := layer.apply({'params': p}, x).reshape(N, D_OUT),
+        out := layer.apply({'params': p}, x).reshape(tokens, D_OUT),
         jnp.vdot(out, weight),
       )[::-1],
       has_aux=True,
@@ -231,6 +235,8 @@ def test_counts_are_those_of_the_active_experts():
   # Rank one and widths 16 = 4 x 4: two experts of 128, a gate of 8 x 16.
   layer = mixture.Mixture(experts=8, active=2)
   assert layer.macs(16, 16) == 2 * 128 + 8 * 16
+  # Of 512 tokens 128 choose an expert, whose tile has 152 rows.
+  assert layer.macs(16, 16, 512) == 8 * 152 / 512 * 128 + 8 * 16
   dense = flops.per_byte(byte_lm(), length=8)
   mixed = flops.per_byte(
     byte_lm(feed_forward=mixture.MixtureFeedForward(experts=4)), length=8
