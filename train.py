@@ -332,6 +332,8 @@ def _next(config: base.Config, workdir: str, step: int) -> str:
       f'python -m evals.events predict --checkpoint={at} --input=FILE'
       ' --out=FILE'
     )
+  elif not hasattr(config.model, 'init_cache'):
+    use = f'python eval.py --checkpoint={at} --split=train --out=FILE'
   if step < config.steps:
     return (
       f'stopped at step {step} of {config.steps}; {at} resumes when the same'

@@ -3,7 +3,7 @@
 import itertools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -35,6 +35,7 @@ _NAMED = re.compile(
   r'(?:T\(([\d,]+)\))?\))? ?\{([^}]*)\}'
 )
 _AXIS = re.compile(r"'(\w+)'(?::\((\d+)\)(\d+))?")
+_OPERAND = re.compile(r'%([\w.\-]+)')
 _PAIRS = re.compile(r'source_target_pairs=\{([\d,{} ]*)\}')
 
 
@@ -61,7 +62,10 @@ class Collective(NamedTuple):
 
 
 def find(text: str, mesh: dict[str, int]) -> list[Collective]:
-  """All collectives of an optimised HLO module over a mesh with these axes.
+  """All collectives of a partitioned HLO module over a mesh with these axes.
+
+  An all-reduce of which every device goes on with a slice only counts as the
+  reduce-scatter that XLA makes of it for GPUs and TPUs, but not for CPUs.
 
   Devices are numbered along the axes, the last axis first. Raises ValueError
   for a loop whose number of rounds the text does not say.
@@ -91,10 +95,13 @@ def _walk(
   times: int,
   loops: int,
 ) -> Iterator[Collective]:
-  for line in computations.get(name, ()):
+  lines = computations.get(name, ())
+  sliced = _sliced(lines)
+  for line in lines:
     for kind in KINDS:
       if re.search(rf' {kind}(-start)?\(', line):
-        yield _read(kind, line, mesh, times, loops)
+        is_part = kind == 'all-reduce' and _LINE.match(line)[1] in sliced
+        yield _read(kind, line, mesh, times, loops, is_part)
     called = _CALLED.findall(line)
     if branches := _BRANCHES.search(line):
       called += [x.strip(' %') for x in branches[1].split(',')]
@@ -106,6 +113,24 @@ def _walk(
         yield from _walk(
           computations, other, mesh, times=times * rounds, loops=loops + is_loop
         )
+
+
+def _sliced(lines: Iterable[str]) -> set[str]:
+  """What is read by one operation alone that takes a slice of it."""
+  uses: dict[str, list[str]] = {}
+  for line in lines:
+    for name in _OPERAND.findall(_LINE.match(line)[2]):
+      uses.setdefault(name, []).append(line)
+  return {
+    name
+    for name, users in uses.items()
+    if len(users) == 1 and f' dynamic-slice(%{name},' in _typeless(users[0])
+  }
+
+
+def _typeless(line: str) -> str:
+  """The line without types of operands, which some texts have."""
+  return re.sub(r'([(,] ?)[a-z]+\d*\[[\d,]*\](\{[\d,]*\})? %', r'\1%', line)
 
 
 def _rounds(line: str, computations: dict[str, list[str]]) -> int:
@@ -126,7 +151,12 @@ def _rounds(line: str, computations: dict[str, list[str]]) -> int:
 
 
 def _read(
-  kind: str, line: str, mesh: dict[str, int], times: int, loops: int
+  kind: str,
+  line: str,
+  mesh: dict[str, int],
+  times: int,
+  loops: int,
+  is_part: bool,
 ) -> Collective:
   result = _LINE.match(line)[2].split(f' {kind}')[0]
   arrays = _ARRAY.findall(result)
@@ -144,6 +174,8 @@ def _read(
     'all-to-all': (ways - 1) / ways * size,
     'collective-permute': size,
   }[kind]
+  if is_part:
+    kind, sent = 'reduce-scatter', sent / 2
   where = re.search(r'op_name="([^"]*)"', line)
   return Collective(
     kind,

@@ -1,6 +1,7 @@
-"""Lives of one training process, watched from outside and ended by SIGKILL.
+"""Lives of one training process, watched from outside and ended by signals.
 
-A life is one start of train.py until it ends or is killed. Most are forked by a
+A life is one start of train.py until it ends or is ended by SIGKILL or SIGTERM.
+Most are forked by a
 server that has imported everything but has not touched a device, which saves
 the seconds of the imports; the others are executed as the shell does it.
 """
@@ -19,6 +20,8 @@ from configs import command
 
 ROOT = pathlib.Path(__file__).parent.parent
 KINDS = ('forked', 'executed')
+# Of a run that SIGTERM has stopped, by its flag --stop_code.
+STOPPED = 75
 # In this order; a kill is planned for one of them.
 STAGES = ('starting', 'compiling', 'training', 'finishing')
 # What a kill can have met, as told by what it left.
@@ -43,7 +46,8 @@ class View(NamedTuple):
 
   holder: process that the lock names; step: the last that the log tells of;
   resumed: the checkpoint that it tells of; newest: the newest on disk;
-  unfinished: names of what is being saved or deleted.
+  unfinished: names of what is being saved or deleted; stopped: the step that
+  it says it stopped at.
   """
 
   holder: int | None
@@ -51,21 +55,24 @@ class View(NamedTuple):
   resumed: int | None
   newest: int | None
   unfinished: tuple[str, ...]
+  stopped: int | None = None
 
 
 class Plan(NamedTuple):
-  """When to kill: so long after a stage, or a step of training, began."""
+  """When a signal is sent: so long after a stage or step of training began."""
 
   stage: str
   step: int
   seconds: float
+  sent: signal.Signals = signal.SIGKILL
 
 
 class Life(NamedTuple):
   """What is known of one life.
 
   floor: the newest checkpoint when it began; view: what it left; code: how it
-  ended; seconds: how long each stage took that it has gone through.
+  ended; seconds: how long each stage took that it has gone through; sent: the
+  signal that it was sent, if any; steps: those of the whole run.
   """
 
   kind: str
@@ -75,10 +82,18 @@ class Life(NamedTuple):
   phase: str
   seconds: dict[str, float]
   log: pathlib.Path
+  sent: signal.Signals | None = None
+  steps: int = 0
 
   @property
   def killed(self) -> bool:
-    return self.code == -signal.SIGKILL
+    """Whether a signal ended it, before the run was finished or after."""
+    return self.sent is not None and self.code != 0
+
+  @property
+  def stopped(self) -> bool:
+    """Whether it saved what it had and said that there is more to do."""
+    return self.sent == signal.SIGTERM and self.code == STOPPED
 
   @property
   def lost(self) -> bool:
@@ -89,9 +104,7 @@ class Life(NamedTuple):
 
   def complaints(self) -> list[str]:
     """What should not have been, in words."""
-    found = []
-    if self.code not in (0, -signal.SIGKILL):
-      found.append(f'ended with code {self.code}')
+    found = self._bad_ends()
     if self.lost:
       found.append(
         f'checkpoint {self.floor} was lost: resumed from {self.view.resumed},'
@@ -103,12 +116,28 @@ class Life(NamedTuple):
         found.append('said that something is wrong')
     return [f'{self.log}: {what}' for what in found]
 
+  def _bad_ends(self) -> list[str]:
+    """What is wrong with its exit code, and with what it saved before."""
+    step, newest = self.view.step, self.view.newest
+    if self.stopped:
+      at = self.view.stopped
+      if at is None or newest != at or at < (step or 0):
+        return [f'stopped at step {at} after {step}, but saved {newest}']
+    elif self.code == -signal.SIGTERM == -(self.sent or 0):
+      # Until there is something to save it just ends, and so it does after.
+      if step is not None and newest != self.steps:
+        return [f'died of SIGTERM after step {step} and saved {newest}']
+    elif self.code not in (0, -(self.sent or 0)):
+      return [f'ended with code {self.code}']
+    return []
+
 
 def look(run: Run, log: pathlib.Path) -> View:
   """Takes a view of a run and of the log of one of its lives."""
   text = log.read_text('utf-8', 'replace') if log.exists() else ''
   steps = re.findall(rf' step (\d+)/{run.steps} ', text)
   resumed = re.search(r' resuming from checkpoint (\d+) in ', text)
+  stopped = re.search(rf'^stopped at step (\d+) of {run.steps};', text, re.M)
   lock = run.workdir / 'lock'
   held = lock.read_text('utf-8', 'replace') if lock.exists() else ''
   holder = re.match(r'process (\d+) on ', held)
@@ -118,6 +147,7 @@ def look(run: Run, log: pathlib.Path) -> View:
     int(resumed[1]) if resumed else None,
     newest(run),
     tuple(name for name in _names(run) if not name.isdecimal()),
+    int(stopped[1]) if stopped else None,
   )
 
 
@@ -150,7 +180,7 @@ def phase(kind: str, where: str, view: View) -> str:
 
 
 def live(run: Run, kind: str, number: int, plan: Plan | None) -> Life:
-  """Starts the run's command once; kills it as planned unless it ends before.
+  """Starts the run's command once; ends it as planned unless it does before.
 
   OSError if it neither ends nor can be killed within ten minutes.
   """
@@ -159,6 +189,7 @@ def live(run: Run, kind: str, number: int, plan: Plan | None) -> Life:
   process = _start(kind, run, log)
   began = time.monotonic()
   entered: dict[str, float] = {}
+  sent = None
   while (code := _code(process)) is None:
     view, now = look(run, log), time.monotonic()
     if _code(process) is not None:
@@ -167,21 +198,27 @@ def live(run: Run, kind: str, number: int, plan: Plan | None) -> Life:
     entered.setdefault(here, now)
     if plan is not None and _is_due(plan, here, view, now - entered[here]):
       time.sleep(plan.seconds if here == plan.stage == 'training' else 0)
-      process.kill()
-      plan = None
+      if plan.sent == signal.SIGTERM:
+        process.terminate()
+      else:
+        process.kill()
+      sent, plan = plan.sent, None
     if now - began > _PATIENCE:
       process.kill()
       raise OSError(f'{log}: no end after {_PATIENCE:.0f} seconds in {here}')
     time.sleep(_LOOK)
   view, ended = look(run, log), time.monotonic()
+  # Who ends in order leaves the lock, as if it had not begun.
   here = stage(view, process.pid, run.steps)
+  here = max((here, *entered), key=STAGES.index)
   times = [*entered.values(), ended]
   seconds = {
     name: after - before
     for name, before, after in zip(entered, times, times[1:], strict=False)
     if name != here or not code
   }
-  return Life(kind, floor, view, code, phase(kind, here, view), seconds, log)
+  met = phase(kind, here, view)
+  return Life(kind, floor, view, code, met, seconds, log, sent, run.steps)
 
 
 def digest(workdir: pathlib.Path, out: pathlib.Path) -> str:

@@ -4,14 +4,19 @@ python -m bench.mesh --config=configs/blt_1b.py --devices=64
 
 Nothing is run and no array is made: shapes are compiled for virtual devices of
 the CPU. Prints what the program asks of a device, and the collectives in it
-beside those that a dry run expects.
+beside those that a dry run expects. They are read from the program as it is
+partitioned, which is alike for all kinds of devices; what a CPU's compiler does
+to them later, as to make float32 of bfloat16, is of no interest.
 """
 
 import collections
 import functools
+import json
 import pathlib
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,14 +31,21 @@ from configs import command
 from configs import dry_run
 from models import forward
 from training import estimate
+from training import liveness
 from training import sharding
 from training import step as step_lib
 from training import traffic
 
 # Of a batch, besides int32 ids.
 _NUMBERS = {'mask': 'float32', 'entropy': 'float16'}
-# The partitioner comes before all that this leaves out.
-_OPTIONS = {'xla_backend_optimization_level': 0}
+# The partitioner comes before all that the first leaves out. The pass removes
+# the barriers that make recomputed layers wait for their turn, which GPUs and
+# TPUs keep until the order is settled: without them all are recomputed at once.
+_OPTIONS = {
+  'xla_backend_optimization_level': 0,
+  'xla_disable_hlo_passes': 'cse_barrier_expander',
+}
+_PASS = 'spmd-partitioning'
 
 
 def main(_: Sequence[str]) -> None:
@@ -44,6 +56,8 @@ def main(_: Sequence[str]) -> None:
       raise ValueError('--config is missing; give one, as configs/blt_1b.py.')
     jax.config.update('jax_platforms', 'cpu')
     jax.config.update('jax_num_cpu_devices', values.devices)
+    # What is not compiled leaves no partitioned program.
+    jax.config.update('jax_enable_compilation_cache', False)
     config = base.override(base.load(values.config), values.set)
     for line in report(dry_run.with_columns(config), values.hlo):
       print(line, flush=True)
@@ -52,18 +66,19 @@ def main(_: Sequence[str]) -> None:
 def report(config: base.Config, hlo: str | None = None) -> Iterator[str]:
   """Paragraphs and tables about the compiled step of a config.
 
-  hlo: file that the program is written to.
+  hlo: file that the partitioned program is written to.
   """
   mesh = config.mesh.build()
   sharding.check_batch(config.batch_size, config.accumulate, mesh)
   began = time.monotonic()
-  program = compile_step(config, mesh)
+  with tempfile.TemporaryDirectory() as folder:
+    program = compile_step(config, mesh, folder)
+    text = partitioned(folder)
   yield (
     f'{sharding.described(mesh.shape)} = {mesh.size} virtual devices, compiled'
     f' in {time.monotonic() - began:.0f} s'
   )
-  yield _memory_line(program)
-  text = program.as_text()
+  yield _memory_line(program, config, mesh)
   if hlo:
     pathlib.Path(hlo).write_text(text, encoding='utf-8')
   found = collectives.find(text, dict(mesh.shape))
@@ -76,9 +91,18 @@ def report(config: base.Config, hlo: str | None = None) -> Iterator[str]:
 
 
 def compile_step(
-  config: base.Config, mesh: jax.sharding.Mesh
+  config: base.Config, mesh: jax.sharding.Mesh, folder: str | pathlib.Path
 ) -> jax.stages.Compiled:
-  """The train step as train.py runs it, of shapes alone."""
+  """The train step as train.py runs it, of shapes alone.
+
+  folder: XLA leaves there what `partitioned` looks for.
+  """
+  options = {
+    'xla_dump_to': str(folder),
+    'xla_dump_hlo_as_text': True,
+    'xla_dump_hlo_pass_re': _PASS,
+    'xla_dump_hlo_module_re': '.*train_step.*',
+  }
   with jax.set_mesh(mesh):
     shapes = jax.eval_shape(functools.partial(_init, config))
     places = sharding.shard_tree(shapes, mesh, config.shardings)
@@ -98,10 +122,16 @@ def compile_step(
         accumulate=config.accumulate,
       ),
       donate_argnames=('state',),
-      compiler_options=_OPTIONS,
+      compiler_options=_OPTIONS | options,
       out_shardings=(places, NamedSharding(mesh, P())),
     )
     return step.lower(state, _batch(config, mesh)).compile()
+
+
+def partitioned(folder: str | pathlib.Path) -> str:
+  """The program of one device as the partitioner made it."""
+  (path,) = pathlib.Path(folder).glob(f'*.after_{_PASS}.*.txt')
+  return path.read_text(encoding='utf-8')
 
 
 def rows(
@@ -191,16 +221,46 @@ def _batch(
   }
 
 
-def _memory_line(program: jax.stages.Compiled) -> str:
+def temporaries(config: base.Config, mesh: jax.sharding.Mesh) -> int:
+  """Bytes of a device that a dry run expects besides state and batch."""
+  state = jax.eval_shape(functools.partial(_init, config))
+  per_row = liveness.activation_bytes(
+    config.objective,
+    forward.pure(config.model),
+    state.params,
+    config.row_length,
+    dry_run.stored(config.model),
+  )
+  rows = estimate.rows_per_device(config, mesh)
+  memory = estimate.memory_per_device(config, state, mesh, rows * per_row)
+  return memory.gradients + memory.gathered + memory.activations
+
+
+def in_float32(config: base.Config) -> base.Config:
+  """The config with float32 where it has bfloat16, as CPUs compute it."""
+  text = json.dumps(base.to_json(config))
+  return base.from_json(json.loads(text.replace('"bfloat16"', '"float32"')))
+
+
+def _memory_line(
+  program: jax.stages.Compiled, config: base.Config, mesh: jax.sharding.Mesh
+) -> str:
   memory = program.memory_analysis()
   flops = program.cost_analysis().get('flops', 0.0)
   return (
     f'of each device: state and batch'
     f' {memory.argument_size_in_bytes / 1e9:.3g} GB, of which'
     f' {memory.alias_size_in_bytes / 1e9:.3g} GB are given back;'
-    f' temporaries {memory.temp_size_in_bytes / 1e9:.3g} GB; XLA counts'
-    f' {flops:.3g} FLOPs, loops once\n'
+    f' temporaries {memory.temp_size_in_bytes / 1e9:.3g} GB, on paper'
+    f' {temporaries(in_float32(config), mesh) / 1e9:.3g} GB in float32, as CPUs'
+    f' compute, and {temporaries(config, mesh) / 1e9:.3g} GB in'
+    f' {_numbers(config.model)}; XLA counts {flops:.3g} FLOPs, loops once\n'
   )
+
+
+def _numbers(model: Any) -> str:
+  """The number format that a model computes in, also one around another."""
+  return getattr(model, 'dtype', None) or _numbers(model.model)
 
 
 def _shortened(where: str) -> str:
@@ -216,7 +276,7 @@ def define_flags() -> None:
   """To be called before flags are parsed."""
   flags.DEFINE_string('config', None, 'Experiment file.')
   flags.DEFINE_multi_string('set', [], 'Field to change: path=value.')
-  flags.DEFINE_string('hlo', None, 'File for the compiled program.')
+  flags.DEFINE_string('hlo', None, 'File for the partitioned program.')
   flags.DEFINE_integer('devices', 64, 'Virtual devices.', lower_bound=1)
 
 

@@ -2,13 +2,16 @@
 
   python -m bench.soak --kills=200
   python -m bench.soak --minutes=20 --seed=1
+  python -m bench.soak --kills=30 --terms=.5
 
 A tiny run is trained once without disturbance. Then the same run is begun in
 an empty folder, killed by SIGKILL and started again with the same command, a
 few times, until it ends; and so on with new folders. Every start must resume
 from the newest checkpoint there is, none may vanish or be found damaged, and
 the final parameters and metrics must be those of the undisturbed run, bit for
-bit. Prints Markdown; exits with an error if anything is not so.
+bit. With --terms, a share of the signals is SIGTERM, after which a run that is
+training must save and end with its exit code. Prints Markdown; exits with an
+error if anything is not so.
 """
 
 import math
@@ -16,6 +19,7 @@ import os
 import pathlib
 import random
 import shutil
+import signal
 import statistics
 import tempfile
 import time
@@ -100,6 +104,14 @@ class Budget(NamedTuple):
     return kills >= self.kills or time.monotonic() >= self.until
 
 
+class Chance(NamedTuple):
+  """What is drawn, and how often: shares of lives.KINDS, and of SIGTERM."""
+
+  rng: random.Random
+  shares: tuple[int, int]
+  terms: float
+
+
 class Report(NamedTuple):
   """All lives in order, runs that were begun and that ended right."""
 
@@ -115,7 +127,11 @@ def main(_: Sequence[str]) -> None:
   folder = pathlib.Path(tempfile.mkdtemp(prefix='soak-'))
   with command.explained('bench.soak'):
     report = soak(
-      folder, kills=_KILLS.value, minutes=_MINUTES.value, seed=_SEED.value
+      folder,
+      kills=_KILLS.value,
+      minutes=_MINUTES.value,
+      seed=_SEED.value,
+      terms=_TERMS.value,
     )
   print(table(report))
   if report.complaints:
@@ -132,31 +148,30 @@ def soak(
   seed: int = 0,
   steps: int = 60,
   shares: tuple[int, int] = _SHARES,
+  terms: float = 0.0,
 ) -> Report:
   """Kills runs in `folder` until so many kills, or the minutes, are through.
 
   The runs stay there. It stops at the first one that something is wrong with.
 
-  shares: of lives.KINDS, how many lives are of each.
+  shares: of lives.KINDS, how many lives are of each. terms: of the signals,
+    the share that is SIGTERM.
   """
   budget = Budget(kills, math.inf)
   if minutes is not None:
     budget = Budget(math.inf, time.monotonic() + 60 * minutes)
   with mock.patch.dict(os.environ, _ENVIRONMENT):
-    return _soak(folder, budget, random.Random(seed), steps, shares)
+    chance = Chance(random.Random(seed), shares, terms)
+    return _soak(folder, budget, chance, steps)
 
 
 def _soak(
-  folder: pathlib.Path,
-  budget: Budget,
-  rng: random.Random,
-  steps: int,
-  shares: tuple[int, int],
+  folder: pathlib.Path, budget: Budget, chance: Chance, steps: int
 ) -> Report:
   began = time.monotonic()
   experiment = _write_experiment(folder, steps)
   # Undisturbed, in both ways: nothing is planned for them.
-  kinds = [k for k, n in zip(lives.KINDS, shares, strict=True) if n]
+  kinds = [k for k, n in zip(lives.KINDS, chance.shares, strict=True) if n]
   whole = [_begin(folder, experiment, kind, steps) for kind in kinds]
   found = [
     lives.live(run, kind, 0, None)
@@ -178,7 +193,7 @@ def _soak(
     run = _begin(folder, experiment, f'run-{runs}', steps)
     runs += 1
     left = budget._replace(kills=budget.kills - _count(found))
-    some = _train_through(run, rng, spans, left, shares)
+    some = _train_through(run, chance, spans, left)
     found += some
     complaints += [words for life in some for words in life.complaints()]
     if not complaints:
@@ -191,13 +206,16 @@ def _soak(
 def table(report: Report) -> str:
   """Kills by what they met, and what became of the runs."""
   kills = [life for life in report.lives if life.killed]
-  lines = ['| killed while | kills | of them executed |', '|---|---|---|']
-  for phase in lives.PHASES:
-    here = [life for life in kills if life.phase == phase]
+  lines = [
+    '| ended while | ends | executed | by SIGTERM | which saved |',
+    '|---|---|---|---|---|',
+  ]
+  for phase in (*lives.PHASES, 'all'):
+    here = [life for life in kills if phase in (life.phase, 'all')]
     executed = sum(life.kind == 'executed' for life in here)
-    lines.append(f'| {phase} | {len(here)} | {executed} |')
-  executed = sum(life.kind == 'executed' for life in kills)
-  lines.append(f'| all | {len(kills)} | {executed} |')
+    terms = sum(life.sent == signal.SIGTERM for life in here)
+    saved = sum(life.stopped for life in here)
+    lines.append(f'| {phase} | {len(here)} | {executed} | {terms} | {saved} |')
   restarts = [life for life in report.lives if life.floor is not None]
   resumed = [life.view.resumed for life in restarts if life.view.resumed]
   steps = 'none'
@@ -225,22 +243,23 @@ def _count(found: list[lives.Life]) -> int:
 
 def _train_through(
   run: lives.Run,
-  rng: random.Random,
+  chance: Chance,
   spans: dict[tuple[str, str], float],
   budget: Budget,
-  shares: tuple[int, int],
 ) -> list[lives.Life]:
   """Lives of a run until it has ended, a few of them killed.
 
   spans: seconds of every stage of either kind of life, kept up to date.
   """
   found: list[lives.Life] = []
-  kills = rng.randint(*_KILLS_OF_A_RUN)
+  kills = chance.rng.randint(*_KILLS_OF_A_RUN)
   while True:
-    kind = rng.choices(lives.KINDS, shares)[0]
+    kind = chance.rng.choices(lives.KINDS, chance.shares)[0]
     plan = None
     if _count(found) < kills and not budget.is_spent(_count(found)):
-      plan = _draw(run, kind, rng, spans)
+      plan = _draw(run, kind, chance.rng, spans)
+      if chance.terms and chance.rng.random() < chance.terms:
+        plan = plan._replace(sent=signal.SIGTERM)
     life = lives.live(run, kind, len(found), plan)
     found.append(life)
     spans |= {(kind, stage): s for stage, s in life.seconds.items()}
@@ -277,6 +296,7 @@ def _begin(
     f'--config={experiment}',
     f'--workdir={workdir}',
     f'--set=data.directory={folder / name / "data"}',
+    f'--stop_code={lives.STOPPED}',
   )
   return lives.Run(arguments, workdir, logs, steps)
 
@@ -302,11 +322,11 @@ def _outcome(run: lives.Run) -> Outcome:
     str({k: v for k, v in line.items() if not k.startswith('time/')})
     for line in metrics.read(run.workdir)
   )
-  files = {
-    path.name
-    for place in (run.workdir, run.workdir / 'checkpoints')
-    for path in place.iterdir()
-  }
+  files = {path.name for path in run.workdir.iterdir()}
+  names = {path.name for path in (run.workdir / 'checkpoints').iterdir()}
+  # One before the last may be of where SIGTERM came.
+  numbers = {name for name in names if name.isdecimal()}
+  files |= (names - numbers) | {f'{lives.newest(run)}, 1 of {len(numbers)}'}
   return Outcome(digest, lines, tuple(sorted(files)))
 
 
@@ -320,16 +340,20 @@ def _differences(name: str, found: Outcome, wanted: Outcome) -> list[str]:
 
 
 def define_flags() -> tuple[flags.FlagHolder, ...]:
-  """Kills, minutes and seed; to be called before flags are parsed."""
+  """What a soak takes; to be called before flags are parsed."""
   return (
     flags.DEFINE_integer('kills', 200, 'Kills in all.', lower_bound=1),
     flags.DEFINE_float(
       'minutes', None, 'Instead: until they are over.', lower_bound=0
     ),
     flags.DEFINE_integer('seed', 0, 'Draws the instants.'),
-  )
+    flags.DEFINE_float(
+      'terms', 0.0, 'Share of SIGTERM among the signals.',
+      lower_bound=0, upper_bound=1,
+    ),
+  )  # fmt: skip
 
 
 if __name__ == '__main__':
-  _KILLS, _MINUTES, _SEED = define_flags()
+  _KILLS, _MINUTES, _SEED, _TERMS = define_flags()
   command.run(main)

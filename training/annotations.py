@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pathlib
+import shutil
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -13,9 +14,11 @@ from absl import logging
 from jax.experimental import multihost_utils
 from jax.sharding import PartitionSpec as P
 
+from training import manifest
 from training import processes
 
 _ROWS = 8  # At a time, or as many as there are devices.
+_FILE = 'numbers.npy'
 
 
 class Stream(Protocol):
@@ -37,30 +40,31 @@ def annotate(
   label: str,
   context: int,
 ) -> np.ndarray:
-  """float16 numbers, one per id of `stream`, mapped from a file of `folder`.
+  """float16 numbers, one per id of `stream`, mapped from a file in `folder`.
 
   measure: pure (params, ids_BT, documents_BT) -> numbers [B, T], as the
     entropy of a language model.
-  label: says what `measure` is; with the parameters and `context` it names the
-    file, so that numbers of another model are never read.
+  label: says what `measure` is; with the parameters and `context` it names
+    what is kept, so that numbers of another model are never read.
   context: ids before the `row_length` measured at a time that are read too.
 
-  The processes of a job share the rows, and process 0 writes the file to a
-  folder that all of them see. OSError if one does not see it.
+  The processes of a job share the rows, and process 0 writes the file, with its
+  manifest, to a folder that all of them see. OSError if one does not see it. A
+  file that is not what its manifest says is logged and made anew.
   """
   digest = hashlib.sha256(f'{label} {context} {stream.row_length}'.encode())
   for leaf in jax.tree.leaves(params):
     digest.update(np.ascontiguousarray(leaf).tobytes())
-  path = folder / f'{name}_{digest.hexdigest()[:16]}.npy'
+  kept = folder / f'{name}_{digest.hexdigest()[:16]}'
   # Only one looks: network file systems remember what was not there.
-  if not _agreed(processes.is_first() and path.is_file()):
+  if not _agreed(processes.is_first() and _is_intact(kept)):
     numbers_N = _computed(measure, params, stream, name, context)
-    processes.first(f'write {path.name}', lambda: _write(path, numbers_N))
+    processes.first(f'write {kept.name}', lambda: _write(kept, numbers_N))
   try:
-    return np.load(path, mmap_mode='r', allow_pickle=False)
+    return np.load(kept / _FILE, mmap_mode='r', allow_pickle=False)
   except FileNotFoundError as error:
     raise OSError(
-      f'{path} was written by process 0 but process {jax.process_index()} does'
+      f'{kept} was written by process 0 but process {jax.process_index()} does'
       ' not see it; put data.directory where all hosts do'
     ) from error
 
@@ -125,12 +129,26 @@ def _window(
   return tuple(np.pad(x, (missing, 0)) for x in found)
 
 
-def _write(path: pathlib.Path, numbers_N: np.ndarray) -> None:
-  """Writes a file wholly or not at all."""
-  temporary = path.with_name(f'{path.name}.{os.getpid()}')
+def _is_intact(kept: pathlib.Path) -> bool:
+  """Whether a folder holds what was written; a damaged one is logged."""
+  if not kept.exists():
+    return False
   try:
-    with open(temporary, 'wb') as file:
-      np.save(file, numbers_N)
-    temporary.replace(path)
+    manifest.verify(kept)
+  except manifest.Damaged as damage:
+    logging.warning('%s is damaged (%s); it is made anew', kept, damage)
+    return False
+  return True
+
+
+def _write(kept: pathlib.Path, numbers_N: np.ndarray) -> None:
+  """Writes a folder wholly or not at all."""
+  partial = kept.with_name(f'{kept.name}.{os.getpid()}')
+  try:
+    partial.mkdir()
+    np.save(partial / _FILE, numbers_N)
+    manifest.write(partial, {})
+    shutil.rmtree(kept, ignore_errors=True)
+    partial.rename(kept)
   finally:
-    temporary.unlink(missing_ok=True)
+    shutil.rmtree(partial, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: what its directory must hold, verifiably.
+"""The manifest of a folder, as a checkpoint: what it must hold, verifiably.
 
 `manifest.json` is the SHA-256 of its second part, a line break, and JSON:
 what the caller gave, and size and SHA-256 of every other file.

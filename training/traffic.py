@@ -17,7 +17,8 @@ from training import sharding
 _MATRIX = re.compile(r'kernel$')
 _TABLE = re.compile(r'ngram_embed/table_\d+$')
 _READ = re.compile(r'(^|/)(key|value)$')
-# Bytes of a number of the computation, and of a gradient.
+# Bytes of a number of the computation, to which the gradients of its matrices
+# belong, and of other gradients.
 _NUMBER, _GRADIENT = 2, 4
 
 
@@ -151,14 +152,16 @@ def _gradients(step: Step, leaves: list[_Leaf]) -> Iterator[Sent]:
       for a in (*sharding.BATCH_AXES, 'sequence')
       if step.mesh.shape.get(a, 1) > 1
     ]
+    is_matrix = _MATRIX.search(leaf.path) is not None
+    number = _NUMBER if is_matrix else _GRADIENT
     scattered = tuple(a for a in readers if a in leaf.axes)
-    if scattered and _MATRIX.search(leaf.path):
+    if scattered and is_matrix:
       ways = _ways(step, scattered)
-      size = gathered(_GRADIENT * leaf.local * ways, ways)
+      size = gathered(number * leaf.local * ways, ways)
       yield Sent('gradients', 'reduce-scatter', scattered, size)
     copies = tuple(a for a in readers if a not in leaf.axes)
     if copies:
-      size = summed(_GRADIENT * leaf.local, _ways(step, copies))
+      size = summed(number * leaf.local, _ways(step, copies))
       yield Sent('gradients', 'all-reduce', copies, size)
 
 

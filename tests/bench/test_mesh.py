@@ -11,7 +11,9 @@ from jax.sharding import PartitionSpec as P
 from bench import collectives
 from bench import mesh as bench_mesh
 from configs import tiny
+from training import estimate
 from training import sharding
+from training import traffic
 
 MESH = {'data': 2, 'fsdp': 4}
 HLO = """\
@@ -64,6 +66,14 @@ source_target_pairs={{0,1},{1,2},{2,3},{3,0}}
 device_ids=([2,4]T(1,0)) {'a'}, to_apply=%sum
   %part = f32[8]{0} all-reduce(%g), replica_groups=mesh['a'=8] {'a':(1)2}, \
 to_apply=%sum
+  %whole = bf16[8,4]{1,0} all-reduce(bf16[8,4]{1,0} %h), channel_id=4, \
+replica_groups=[2,4]<=[8], to_apply=%sum
+  %mine = bf16[2,4]{1,0} dynamic-slice(bf16[8,4]{1,0} %whole, s32[] %n, \
+s32[] %z), dynamic_slice_sizes={2,4}
+  %read = bf16[8,4]{1,0} all-reduce(%h), channel_id=5, \
+replica_groups=[2,4]<=[8], to_apply=%sum
+  %part.1 = bf16[2,4]{1,0} dynamic-slice(%read, %n, %z)
+  %all = bf16[8,4]{1,0} add(%read, %h)
   ROOT %out = f32[4,4]{1,0} copy(%x)
 }
 """
@@ -80,6 +90,9 @@ def test_bytes_of_a_ring_by_hand():
     ('collective-permute', ('fsdp',), 1, 0),
     ('all-reduce', ('fsdp',), 1, 0),
     ('all-reduce', ('data',), 1, 0),
+    # Each device goes on with a part of the first, and with all of the second.
+    ('reduce-scatter', ('fsdp',), 1, 0),
+    ('all-reduce', ('fsdp',), 1, 0),
   ]
   assert [c.size for c in found] == [
     3 / 4 * 2 * 32 * 16,
@@ -90,12 +103,14 @@ def test_bytes_of_a_ring_by_hand():
     4 * 10,
     2 * 3 / 4 * 4 * 8,
     2 * 1 / 2 * 4 * 8,
+    3 / 4 * 2 * 32,
+    2 * 3 / 4 * 2 * 32,
   ]
   assert found[0].where == 'layer'
   assert found[0].number == 'bf16'
   assert found[0].total == 21 * found[0].size
   rows = list(bench_mesh.rows(found))
-  assert sum(row['instructions'] for row in rows) == 8
+  assert sum(row['instructions'] for row in rows) == 10
 
 
 def test_a_loop_without_a_count_is_refused():
@@ -131,7 +146,39 @@ def test_groups_of_an_unknown_form_are_refused():
 
 
 @pytest.mark.slow
-def test_the_compiled_step_sends_what_paper_says():
+def test_matrices_are_gathered_and_their_gradients_scattered_in_bf16(tmp_path):
+  config = tiny.get_config()
+  config = dataclasses.replace(
+    config,
+    model=config.model.copy(
+      width=256, hidden=512, layers=3, scan_layers=True, remat=True,
+      dtype='bfloat16',
+    ),
+    accumulate=2,
+    batch_size=16,
+    mesh=sharding.MeshShape(data=2, fsdp=4),
+  )  # fmt: skip
+  mesh = config.mesh.build()
+  bench_mesh.compile_step(config, mesh, tmp_path)
+  found = collectives.find(bench_mesh.partitioned(tmp_path), dict(mesh.shape))
+  params = jax.eval_shape(functools.partial(bench_mesh._init, config)).params
+  paper = traffic.sent(estimate.planned(config, mesh), params)
+  for expected in paper:
+    sent = sum(
+      one.total
+      for one in found
+      if (one.kind, one.axes) == (expected.kind, tuple(sorted(expected.axes)))
+    )
+    same = [x for x in paper if (x.kind, x.axes) == expected[1:3]]
+    assert sent == pytest.approx(sum(x.size for x in same), rel=0.1), expected
+  large = [one for one in found if one.loops == 2]
+  assert {(one.kind, one.number) for one in large if one.size > 1e4} == {
+    ('all-gather', 'bf16'), ('reduce-scatter', 'bf16'), ('all-reduce', 'bf16'),
+  }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_compiled_step_sends_what_paper_says(tmp_path):
   config = tiny.get_config()
   config = dataclasses.replace(
     config,
@@ -142,8 +189,8 @@ def test_the_compiled_step_sends_what_paper_says():
     ),
     mesh=sharding.MeshShape(data=8),
   )  # fmt: skip
-  program = bench_mesh.compile_step(config, config.mesh.build())
-  found = collectives.find(program.as_text(), {'data': 8})
+  bench_mesh.compile_step(config, config.mesh.build(), tmp_path)
+  found = collectives.find(bench_mesh.partitioned(tmp_path), {'data': 8})
   params = config.model.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
   size = sum(leaf.size for leaf in jax.tree.leaves(params))
   # Gradients are summed over copies, and besides them a few scalars.

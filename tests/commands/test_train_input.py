@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pathlib
 import resource
 import time
 
@@ -12,6 +13,7 @@ from tests import tiny_runs
 from tests.commands import running
 from training import metrics
 from training import sharding
+from training import workdir as workdir_lib
 
 
 @pytest.mark.parametrize(
@@ -110,6 +112,21 @@ def test_workdir_that_cannot_be(run, folder, workdir):
     words = [workdir.format(folder=folder), 'name another path']
   running.assert_refused(result, 'train', *words)
   assert (folder / 'good.py').read_bytes() == before
+
+
+def test_workdir_in_use(run, folder, copy):
+  """The second run says who has it, and leaves all as it is."""
+  with workdir_lib.hold(copy):
+    before = running.files_below(copy)
+    result = running.train(run, folder, copy, config='window')
+    after = running.files_below(copy)
+  running.assert_refused(
+    result, 'train', f'{copy} is in use by process {os.getpid()} on',
+    'wait for it to end, stop it, or pass another --workdir',
+  )  # fmt: skip
+  lock = pathlib.Path('lock')  # In which its holder counts.
+  assert before.pop(lock)[:20] == after.pop(lock)[:20]
+  assert after == before
 
 
 def test_workdir_of_another_config(run, folder, finished):

@@ -308,8 +308,8 @@ def test_entropies_are_those_that_training_stores(texts, caplog):
   patch_check.check(config, params, corpus)
   (message,) = caplog.messages
   assert 'gives patches of 1.00 bytes' in message
-  (file,) = corpus.path.glob('entropy_*.npy')
-  kept = {'entropy': np.load(file)}
+  (folder,) = corpus.path.glob('entropy_*')
+  kept = {'entropy': np.load(folder / 'numbers.npy')}
   rows = patch_check._sample(config, None, corpus, kept)
   batch = pipeline.batches(
     corpus, row_length=16, batch_size=len(rows.ids_BT), seed=0, stored=kept

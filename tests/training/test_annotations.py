@@ -1,5 +1,9 @@
 """Numbers beside a corpus: computed once, in order, with enough context."""
 
+import os
+import pathlib
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,8 +58,8 @@ def test_every_id_is_measured_with_its_context(rows):
 
 def test_processes_share_the_rows(rows, monkeypatch):
   alone = np.array(annotate(rows))
-  for path in rows.corpus.path.glob('count_*.npy'):
-    path.unlink()
+  for path in rows.corpus.path.glob('count_*'):
+    shutil.rmtree(path)
   read, window = {0: set(), 1: set()}, annotations._window
 
   def watched(stream, start, context):
@@ -73,7 +77,7 @@ def test_processes_share_the_rows(rows, monkeypatch):
 
 
 def test_a_process_that_does_not_see_the_file_says_so(rows, monkeypatch):
-  monkeypatch.setattr(annotations, '_write', lambda path, numbers_N: None)
+  monkeypatch.setattr(annotations, '_write', lambda kept, numbers_N: None)
   for error in several.Job(2).run(lambda: annotate(rows)):
     assert isinstance(error, OSError)
     assert 'data.directory' in str(error)
@@ -91,7 +95,37 @@ def test_computed_once_for_each_model(rows):
   assert len(calls) == 1
   for changes in ({'params': 2.0}, {'label': 'b'}, {'context': 3}):
     annotate(rows, **changes)
-  assert len(list(rows.corpus.path.glob('count_*.npy'))) == 4
+  assert len(list(rows.corpus.path.glob('count_*'))) == 4
+
+
+def test_damaged_numbers_are_made_anew(rows, caplog):
+  whole = np.array(annotate(rows))
+  (kept,) = rows.corpus.path.glob('count_*')
+  size = (kept / 'numbers.npy').stat().st_size
+
+  def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+  def cut(path):
+    os.truncate(path, size - 2)
+
+  for damage, name, words in (
+    (flip, 'numbers.npy', 'numbers.npy has changed since it was written'),
+    (cut, 'numbers.npy', f'numbers.npy has {size - 2} bytes instead of {size}'),
+    (pathlib.Path.unlink, 'numbers.npy', 'numbers.npy is missing'),
+    (flip, 'manifest.json', 'manifest.json is incomplete or has changed'),
+    (pathlib.Path.unlink, 'manifest.json', 'manifest.json is missing'),
+  ):
+    damage(kept / name)
+    caplog.clear()
+    np.testing.assert_array_equal(annotate(rows), whole)
+    assert caplog.messages == [f'{kept} is damaged ({words}); it is made anew']
+  caplog.clear()
+  annotate(rows)
+  assert not caplog.messages
+  assert [path.name for path in rows.corpus.path.glob('count_*')] == [kept.name]
 
 
 def test_numbers_of_another_stream_are_refused(rows):

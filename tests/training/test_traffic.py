@@ -54,19 +54,19 @@ def test_one_device_sends_nothing():
 
 def test_copies_sum_their_gradients():
   found = sent(data=4)
-  expected = 2 * 3 / 4 * 4 * (MATRICES + REST)
+  expected = 2 * 3 / 4 * (2 * MATRICES + 4 * REST)
   assert found == {('gradients', 'all-reduce', 'data'): expected}
 
 
 def test_split_weights_are_gathered_twice_and_scattered_once():
   assert sent(fsdp=4) == {
     ('weights', 'all-gather', 'fsdp'): 2 * 3 / 4 * 2 * MATRICES,
-    ('gradients', 'reduce-scatter', 'fsdp'): 3 / 4 * 4 * MATRICES,
+    ('gradients', 'reduce-scatter', 'fsdp'): 3 / 4 * 2 * MATRICES,
     ('gradients', 'all-reduce', 'fsdp'): 2 * 3 / 4 * 4 * REST,
   }
   # A quarter of the matrices on each device, over two copies.
   both = sent(fsdp=4, data=2)
-  assert both['gradients', 'all-reduce', 'data'] == 4 * MATRICES / 4
+  assert both['gradients', 'all-reduce', 'data'] == 2 * MATRICES / 4
 
 
 def test_looked_up_rows_are_those_of_all_that_share_the_table():
@@ -89,12 +89,12 @@ def test_megatron_layers_sum_twice():
   states = 2 * (IDS / 2) * 8
   expected = 2 * 2 * 1 / 2 * states
   assert found['hidden states', 'all-reduce', 'tensor'] == expected
-  assert found['gradients', 'all-reduce', 'data'] == 4 * (MATRICES / 2 + REST)
+  assert found['gradients', 'all-reduce', 'data'] == MATRICES + 4 * REST
 
 
 def test_parts_of_rows_send_keys_and_sum_all_gradients():
   assert sent(sequence=4) == {
-    ('gradients', 'all-reduce', 'sequence'): 2 * 3 / 4 * 4 * (MATRICES + REST),
+    ('gradients', 'all-reduce', 'sequence'): 3 * MATRICES + 6 * REST,
     ('keys, values', 'all-gather', 'sequence'): 3 / 4 * 2 * IDS * 16,
     ('keys, values', 'reduce-scatter', 'sequence'): 3 / 4 * 2 * IDS * 16,
   }
@@ -111,7 +111,7 @@ def test_experts_are_split_and_their_tokens_sorted():
   found = sent(shapes(**experts), uses=(use,), expert=4)
   size = 4 * 8 * 16
   assert found['weights', 'all-gather', 'expert'] == 2 * 3 / 4 * 2 * size
-  assert found['gradients', 'reduce-scatter', 'expert'] == 3 / 4 * 4 * size
+  assert found['gradients', 'reduce-scatter', 'expert'] == 3 / 4 * 2 * size
   tokens = 3 * 0.5 * IDS
   expected = 3 / 4 * 2 * 2 * tokens * (8 + 16)
   assert found['routed tokens', 'all-gather', 'expert'] == expected
