@@ -84,6 +84,17 @@ def test_verdicts(by, btt, verdict):
   assert f'btt {by} dense (a paper): {verdict}; ' in said
 
 
+def test_seeds_that_scatter_say_nothing_of_others():
+  runs = runs_of(dense=(40.0, 0.1), btt=(39.0, 0.1), low_rank=(60.0, 0.1))
+  for i, run in enumerate(r for r in runs if r['structure'] == 'low_rank'):
+    run['loss'] *= 1 + i % 3
+  said = exponents.sentences(
+    runs, {}, claims_of('below') + claims_of('below', other='low_rank')
+  )
+  assert 'below dense (a paper): reproduced' in said[0]
+  assert 'below low_rank (a paper): not decided' in said[1]
+
+
 def test_what_was_not_run_is_not_judged():
   runs = runs_of(dense=(40.0, 0.1))
   for by in ('below', 'flatter'):
