@@ -66,8 +66,8 @@ def rows_per_tile(tokens: int, experts: int, active: int) -> int:
   """Half the mean number of tokens of an expert, as a power of two at most.
 
   In turn, where tiles without tokens cost nothing, a fifth above the mean: most
-  experts have one tile then. These are odd multiples of eight, so that columns
-  of a tile do not share the lines of a cache.
+  experts have one tile then. These are odd multiples of eight, whose transposes
+  were measured to be the fastest.
   """
   mean = tokens * active // experts
   if _fits_experts(mean):
@@ -104,9 +104,13 @@ def tile(expert_NK: jax.Array, experts: int) -> expert_tiles.Tiles:
   tokens, active = expert_NK.shape
   number, rows = tiles_of(tokens, experts, active)
   expert_M = expert_NK.reshape(-1)
-  # Sorted as one number, which is faster than two by an order of the first.
-  key_M = jnp.sort(expert_M * expert_M.size + jnp.arange(expert_M.size))
-  sorted_M, order_M = jnp.divmod(key_M, expert_M.size)
+  if experts * expert_M.size < 2**31:
+    # Sorted as one number, which is faster than by an order of the first.
+    key_M = jnp.sort(expert_M * expert_M.size + jnp.arange(expert_M.size))
+    sorted_M, order_M = jnp.divmod(key_M, expert_M.size)
+  else:
+    order_M = jnp.argsort(expert_M, stable=True)
+    sorted_M = expert_M[order_M]
   count_E = jnp.bincount(expert_M, length=experts)
   tiles_E = -(-count_E // rows)
   end_E = jnp.cumsum(tiles_E)
