@@ -113,6 +113,7 @@ def test_distances_by_hand():
   assert bench_futures.information(x_E, np.array([0, 1, 0, 1])) == 0
 
 
+@pytest.mark.slow
 def test_a_model_goes_on_with_every_history(stream, corpus):
   tokenizer, new = corpus.tokenizer, 3
   model = event_lm.EventLM(

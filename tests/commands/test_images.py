@@ -10,6 +10,7 @@ from tests.commands import running
 from tests.data import small_images
 
 
+@pytest.mark.slow
 def test_the_commands_of_cifar_train_and_score(run, tmp_path):
   folder = small_images.prepare(tmp_path / 'tfds')
   workdir, report = tmp_path / 'run', tmp_path / 'train.json'

@@ -61,7 +61,9 @@ def masked(expert, params, x, active):
   [
     (BTT(), 4, 2, N),
     (BTT(rank=2), 5, 1, N),
-    (structured.LowRank(rank=2), 3, 3, N),
+    pytest.param(
+      structured.LowRank(rank=2), 3, 3, N, marks=pytest.mark.slow
+    ),
     (structured.Full(), 8, 2, N),
     # Tiles of 88 rows; 89 tokens choose the third expert.
     (BTT(), 4, 2, 147),

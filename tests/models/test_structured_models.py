@@ -196,17 +196,17 @@ def test_cached_decoding_is_the_full_forward():
 @pytest.mark.parametrize(
   ('model', 'shape'),
   [
-    pytest.param(
-      byte_lm(BTT(rank=2)),
-      sharding.MeshShape(data=2, fsdp=4),
-      marks=pytest.mark.slow,
-    ),
+    (byte_lm(BTT(rank=2)), sharding.MeshShape(data=2, fsdp=4)),
     pytest.param(
       byte_lm(structured.LowRank()),
       sharding.MeshShape(data=1, fsdp=8),
       marks=pytest.mark.slow,
     ),
-    (byte_latent_model(BTT(rank=2)), sharding.MeshShape(data=4, fsdp=2)),
+    pytest.param(
+      byte_latent_model(BTT(rank=2)),
+      sharding.MeshShape(data=4, fsdp=2),
+      marks=pytest.mark.slow,
+    ),
   ],
   ids=['btt', 'low_rank', 'btt_patches'],
 )
