@@ -11,6 +11,7 @@ from configs import base
 from data import event_batches
 from data import event_source
 from evals import event_imputation
+from evals import event_orders
 from evals import event_scores
 from models import event_judge
 from models import event_lm
@@ -51,6 +52,7 @@ def get_config() -> base.Config:
       event_scores.EventScores(),
       event_scores.EventScores(labels='revealed'),
       event_imputation.EventImputation(),
+      event_orders.EventOrders(),
     ),
     mesh=sharding.MeshShape(),
     shardings=sharding.TRANSFORMER,
