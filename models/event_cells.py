@@ -180,11 +180,14 @@ class Copying(nn.Module):
   """Whether a cell is a copy of an earlier one of its column, and of which.
 
   The pointer-generator of See et al. (arXiv 1704.04368), without content: how
-  far back the cell lies is all that counts.
+  far back the cell lies is all that counts. A missing value is none to copy:
+  whether one is missing follows from the other columns, not from the past.
 
+  columns: ids of each column, the first of which says that none is there.
   reach: events back.
   """
 
+  columns: tuple[int, ...]
   reach: int
   linear: nn.Module = linear.Dense()
 
@@ -198,7 +201,7 @@ class Copying(nn.Module):
     are of these events. age_BE: earlier events of the entity.
     """
     reach, events = self.reach, x_BECF.shape[1]
-    count = history_BSC.shape[-1]
+    count = len(self.columns)
     gate = self.linear.copy(
       name='gate', features=reach + 1, dtype=x_BECF.dtype
     )
@@ -207,13 +210,18 @@ class Copying(nn.Module):
       'bias', lambda _: jnp.zeros((count, reach + 1)).at[:, 0].set(4.0)
     )
     logits_BECR = gate(x_BECF).astype(jnp.float32) + bias_CR[None, None]
-    back_R = np.arange(reach + 1)
-    there_BER = age_BE[..., None] >= back_R[None, None]
-    logits_BECR = jnp.where(there_BER[:, :, None], logits_BECR, -1e9)
-    log_p_BECR = jax.nn.log_softmax(logits_BECR, axis=-1)
+    back_R = np.arange(1, reach + 1)
     ids_BERC = jnp.stack(
-      [history_BSC[:, reach - r : reach - r + events] for r in back_R[1:]], 2
+      [history_BSC[:, reach - r : reach - r + events] for r in back_R], 2
     )
+    missing_C = np.cumsum([0, *self.columns[:-1]])
+    there_BERC = (age_BE[..., None] >= back_R[None, None])[..., None]
+    there_BERC &= ids_BERC != missing_C[None, None, None]
+    there_BECR = jnp.pad(
+      there_BERC.swapaxes(2, 3), [(0, 0)] * 3 + [(1, 0)], constant_values=True
+    )
+    logits_BECR = jnp.where(there_BECR, logits_BECR, -1e9)
+    log_p_BECR = jax.nn.log_softmax(logits_BECR, axis=-1)
     return [
       Copies(
         log_p_BECR[:, :, c, 1:], log_p_BECR[:, :, c, 0], ids_BERC[..., c]

@@ -335,7 +335,7 @@ class EventLM(nn.Module):
     head, first = linear.of_role(self.linear, 'head'), 0
     copied = [None] * len(self.columns)
     if self.copies and self.reach:
-      gate = event_cells.Copying(self.reach, head, name='copying')
+      gate = event_cells.Copying(self.columns, self.reach, head, name='copying')
       copied = gate(x_BECF, history_BSC, tokens.position_BT)
     laws = []
     for c, size in enumerate(self.columns):

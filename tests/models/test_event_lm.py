@@ -234,6 +234,32 @@ def test_copies_are_a_mixture():
     assert p_of[b, e, -1] == -np.inf
 
 
+def test_what_is_missing_is_not_copied():
+  """Every other earlier cell may be, in the proportions of the gate."""
+  columns, reach = (3, 2), 2
+  gate = event_cells.Copying(columns, reach)
+  rng = np.random.default_rng(6)
+  x = rng.normal(size=(1, 3, 2, 4)).astype(np.float32)
+  # No events before; of the first two a cell each is missing: ids 0 and 3.
+  history = np.array([[[0, 0], [0, 0], [0, 4], [2, 3], [1, 4]]], np.int32)
+  age = np.arange(3)[None]
+  params = gate.init(jax.random.key(0), x, history, age)
+  kernel = params['params']['gate']['kernel']
+  logits = np.add(x @ kernel, [4.0, 0.0, 0.0])
+  for c, copies in enumerate(gate.apply(params, x, history, age)):
+    for e in range(3):
+      back = [e - 1, e - 2]
+      there = [b >= 0 and history[0, b + 2, c] not in (0, 3) for b in back]
+      weights = np.exp(logits[0, e, c]) * [True, *there]
+      expected = weights / weights.sum()
+      np.testing.assert_allclose(
+        np.exp(copies.log_p_BER[0, e]), expected[1:], rtol=1e-5
+      )
+      np.testing.assert_allclose(
+        np.exp(copies.log_new_BE[0, e]), expected[0], rtol=1e-5
+      )
+
+
 def test_the_judge_reads_how_likely_other_cells_were():
   rng = np.random.default_rng(6)
   judge, events, cells = MODEL.judge, 3, COUNT - 1
