@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -27,6 +28,8 @@ from training import metrics
 READING = ('--window=32', '--stride=16')
 # Of float32 sums in another order.
 RTOL = 1e-5
+# Gloo says whom it is connected to; its threads may tear the line apart.
+GLOO = re.compile(r'Gloo|peer ranks|^\s*(Rank )?\d*\s*$')
 
 
 # Of patches that an entropy model sets, which is frozen as it begins.
@@ -75,8 +78,8 @@ def finish(processes, codes=(0,)):
   for process in processes:
     out, err = process.communicate(timeout=1500)
     assert process.returncode in codes, err[-3000:]
-    # Gloo says whom it is connected to.
-    out = ''.join(line for line in out.splitlines(True) if 'Gloo' not in line)
+    lines = out.splitlines(True)
+    out = ''.join(line for line in lines if not GLOO.search(line))
     said.append(running.Result(process.returncode, out, err))
   return said
 
