@@ -42,7 +42,7 @@ def get_config() -> base.Config:
       ),
     ),
     data=event_source.CardStream(users=10_000),
-    rows=event_batches.EventRows(shuffle=0.25, keep_last=0.8, mask_all=0.8),
+    rows=event_batches.EventRows(shuffle=0.35, keep_last=0.8, mask_all=0.3),
     optimizer=optimizer.AdamW(
       learning_rate=3e-3, warmup_steps=200, final_ratio=0.02, b2=0.99
     ),
@@ -59,9 +59,9 @@ def get_config() -> base.Config:
     # 120 events of 8 columns.
     row_length=960,
     batch_size=32,
-    # 8.5 times all users.
-    steps=1600,
-    eval_every=400,
+    # 12.8 times all users.
+    steps=2400,
+    eval_every=800,
     eval_bytes=400_000,
     checkpoint_every=400,
     keep=4,

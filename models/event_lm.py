@@ -238,7 +238,7 @@ class EventLM(nn.Module):
       return x_BEXD + is_first * before_BED[:, :, None]
 
     # What is read at a cell is the cell before it, and those of its group.
-    x_BECD = read(own // size * size, own)
+    known_BECD = read(own // size * size, own)
     group = group_P.reshape((1,) * (rank.ndim - 1) + (-1, 1))
     x_BEPD = read(group * size, (group + 1) * size - 1)
     state_BPD, trunk = self._run_trunk(
@@ -251,7 +251,7 @@ class EventLM(nn.Module):
     )
     of_group = own // size == group.swapaxes(-1, -2)
     is_last = own % size == size - 1
-    x_BECF = self._known(x_BECD, known_BPD, state_BPD, of_group, is_last)
+    x_BECF = self._known(known_BECD, known_BPD, state_BPD, of_group, is_last)
     new_B = tokens.document_BT.astype(bool).sum(axis=1)
     return x_BECF, cache._replace(
       trunk=trunk,

@@ -112,6 +112,34 @@ def test_a_cell_changes_no_distribution_before_it_nor_its_own(stride):
   assert moved[following].min() > 1e-4
 
 
+@pytest.mark.parametrize('stride', [None, 2])
+def test_the_transformer_reads_every_cell_in_whatever_order(stride):
+  # Nothing but the transformer tells an event of what is two events back.
+  model = MODEL.clone(stride=stride, copies=False, reach=0, judge=None)
+  size = COUNT if stride is None else stride
+  params = small_lm.draw(model)
+  ids, value, _ = (np.repeat(x, ROWS, axis=0) for x in draw_rows(1, seed=5))
+  rank = np.tile(np.arange(COUNT), (ROWS, EVENTS))
+  # A group's last cell is read with the next group; the others are a set.
+  last = range(size - 1, COUNT, size)
+  orders = [
+    order
+    for order in itertools.permutations(range(COUNT))
+    if all(order[place] == place for place in last)
+    and all(i // size == place // size for place, i in enumerate(order))
+  ]
+  rank[: len(orders), :COUNT] = np.argsort(orders, axis=-1)
+  for c in range(COUNT):
+    ids[-1 - c, c] = FIRST_C[c] + (ids[0, c] - FIRST_C[c] + 1) % COLUMNS[c]
+  logits = apply(model)(
+    params, ids, np.ones_like(ids), value=value, rank=rank.astype(np.int32)
+  )
+  logits = np.where(np.isfinite(logits), logits, 0)[:, 2 * COUNT : 3 * COUNT]
+  moved = np.abs(logits - logits[len(orders)]).max(axis=(1, 2))
+  assert moved[: len(orders)].max() < 1e-5
+  assert moved[-COUNT:].min() > 1e-3
+
+
 def test_packed_entities_are_as_alone(params):
   ids, value, rank = draw_rows(1, seed=1)
   documents = np.repeat([3, 3, 5, 5, 0], COUNT)[None]
