@@ -14,9 +14,6 @@ import jax.numpy as jnp
 from models import execution
 from models import pinning
 
-# Tiles of a round, which depend on nothing of each other: cores of a CPU share
-# them. The number of tiles is a multiple.
-AT_ONCE = 2
 # Of indices that need no check.
 _INSIDE = 'promise_in_bounds'
 
@@ -129,14 +126,12 @@ def _in_turn_forward(
     rows_RD = x_ND.at[tiles.token_SR[s]].get(mode='clip')
     return expert(_own(params, tiles.expert_S[s]), rows_RD)
 
-  def add(i: jax.Array, y_MF: jax.Array) -> jax.Array:
-    for s in (AT_ONCE * i + j for j in range(AT_ONCE)):
-      y_MF = _put(y_MF, one(s), start_S[s])
-    return y_MF
+  def add(s: jax.Array, y_MF: jax.Array) -> jax.Array:
+    return _put(y_MF, one(s), start_S[s])
 
   tile = jax.eval_shape(one, 0)
   y_MF = _room(place_NK, *tile.shape, tile.dtype)
-  y_MF = jax.lax.fori_loop(0, _rounds(tiles), add, y_MF)
+  y_MF = jax.lax.fori_loop(0, tiles.used, add, y_MF)
   kept = params, x_ND, weight_NK, tiles, y_MF
   return _weighted(y_MF, weight_NK, place_NK), kept
 
@@ -146,28 +141,28 @@ def _in_turn_backward(expert: Expert, kept: Any, change_NF: jax.Array) -> Any:
   start_S, place_NK = _close(tiles)
   weight_SR = _weight_of_rows(weight_NK, tiles, change_NF.dtype)
 
-  def add(i: jax.Array, sums: Any) -> Any:
+  # One at a time: the executor of XLA would run two on one core all the same,
+  # and between their sums into `totals` it copies all of these.
+  def add(s: jax.Array, sums: Any) -> Any:
     totals, of_x_MD = sums
-    for s in (AT_ONCE * i + j for j in range(AT_ONCE)):
-      token_R, e = tiles.token_SR[s], tiles.expert_S[s]
-      # Rows without a token hold any, and have no weight.
-      change_RF = change_NF.at[token_R].get(mode='clip')
-      change_RF *= weight_SR[s][:, None]
-      rows_RD = x_ND.at[token_R].get(mode='clip')
-      _, back = jax.vjp(expert, _own(params, e), rows_RD)
-      of_own, of_rows_RD = back(change_RF)
-      totals = jax.tree.map(
-        lambda total, part, e=e: _put(total, (total[e] + part)[None], e),
-        totals,
-        of_own,
-      )
-      of_x_MD = _put(of_x_MD, of_rows_RD, start_S[s])
-    return totals, of_x_MD
+    token_R, e = tiles.token_SR[s], tiles.expert_S[s]
+    # Rows without a token hold any, and have no weight.
+    change_RF = change_NF.at[token_R].get(mode='clip')
+    change_RF *= weight_SR[s][:, None]
+    rows_RD = x_ND.at[token_R].get(mode='clip')
+    _, back = jax.vjp(expert, _own(params, e), rows_RD)
+    of_own, of_rows_RD = back(change_RF)
+    totals = jax.tree.map(
+      lambda total, part: _put(total, (total[e] + part)[None], e),
+      totals,
+      of_own,
+    )
+    return totals, _put(of_x_MD, of_rows_RD, start_S[s])
 
   rows, width = tiles.token_SR.shape[1], x_ND.shape[1]
   of_x_MD = _room(place_NK, rows, width, x_ND.dtype)
   totals = jax.tree.map(jnp.zeros_like, params)
-  totals, of_x_MD = jax.lax.fori_loop(0, _rounds(tiles), add, (totals, of_x_MD))
+  totals, of_x_MD = jax.lax.fori_loop(0, tiles.used, add, (totals, of_x_MD))
   parts = _choices(of_x_MD, place_NK)
   of_weight_NK = _of_weight(y_MF, weight_NK, place_NK, change_NF)
   return totals, sum(parts[1:], parts[0]), of_weight_NK, None
@@ -196,10 +191,6 @@ def _room(place_NK: jax.Array, rows: int, width: int, dtype: Any) -> jax.Array:
 def _put(into: jax.Array, part: jax.Array, at: jax.Array) -> jax.Array:
   # Without the check of bounds of `into.at[..].set`, which copies.
   return jax.lax.dynamic_update_slice_in_dim(into, part, at, 0)
-
-
-def _rounds(tiles: Tiles) -> jax.Array:
-  return -(-tiles.used // AT_ONCE)
 
 
 def _own(params: Any, expert: jax.Array) -> Any:
