@@ -1,16 +1,17 @@
 """Structured layers of a config: what they cost, and whether its rate holds.
 
   python structure.py --config=configs/btt.py --plot=coordinates.svg
-  python structure.py --config=configs/btt.py --sweep=1e-3,3e-3,1e-2
+  python structure.py --config=configs/btt.py --sweep=1e-3,3e-3,1e-2 \
+    --workdir=runs/rates
   python structure.py --config=configs/btt.py --layers
   python structure.py --config=configs/btt.py --search --macs=5000
   python structure.py --config=configs/btt.py --convert=runs/dense \
     --workdir=runs/converted
 
-Without more flags it compares the changes of activations at several widths.
+Without more flags it compares the changes of activations at several widths. A
+sweep or conversion that was stopped goes on when its command is given again.
 """
 
-import dataclasses
 import math
 import pathlib
 import re
@@ -46,8 +47,7 @@ _SWEEP = flags.DEFINE_list(
   'sweep', None, 'Learning rates to train with at every width.'
 )
 _SEEDS = flags.DEFINE_integer(
-  'seeds', 1, 'Of --sweep: runs of each, whose losses are averaged.',
-  lower_bound=1,
+  'seeds', None, 'Runs of each, averaged: 8, but of a --sweep 1.', lower_bound=1
 )
 _LAYERS = flags.DEFINE_bool('layers', False, 'Costs of every projection.')
 _MEASURE = flags.DEFINE_bool('measure', True, 'Of --layers: time them too.')
@@ -65,7 +65,9 @@ _CHIP = flags.DEFINE_string(
 _CONVERT = flags.DEFINE_string(
   'convert', None, "Run directory whose projections become the config's."
 )
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Run directory to make of it.')
+_WORKDIR = flags.DEFINE_string(
+  'workdir', None, 'Run directory to make of it, or folder of a sweep.'
+)
 _LEAD = flags.DEFINE_float(
   'lead', 0.5, 'Part of the steps in which dense matrices guide, 0 for none.'
 )
@@ -118,21 +120,21 @@ def search(config: base.Config) -> None:
 def sweep(config: base.Config) -> None:
   """Prints losses for every learning rate and width."""
   rates = tuple(sorted(set(_numbers('sweep', _SWEEP.value, '1e-3,3e-3'))))
-  seeds = (config.seed + i for i in range(_SEEDS.value))
-  batches = [
-    coordinates.read_batches(dataclasses.replace(config, seed=s), _STEPS.value)
-    for s in seeds
-  ]
   factors = _numbers('factors', _FACTORS.value, '1,4')
-  found = rate_sweep.columns(config, rates, factors, _RULES.value, batches)
+  found = rate_sweep.RateSweep(
+    config,
+    rates,
+    tuple(factors),
+    tuple(_RULES.value),
+    steps=_STEPS.value,
+    seeds=_SEEDS.value or 1,
+  ).run(_workdir('what it has found, from which it goes on'))
   print('\n'.join(rate_sweep.table(rates, found)))
 
 
 def convert(config: base.Config) -> None:
   """Makes a structured run of a dense one, and says what that costs."""
-  if not _WORKDIR.value:
-    raise ValueError('--workdir is missing; name a folder for the new run.')
-  workdir = pathlib.Path(_WORKDIR.value).absolute()
+  workdir = _workdir('the new run')
   if workdir.exists() and any(workdir.iterdir()):
     raise ValueError(
       f'--workdir={_WORKDIR.value} holds something already; name a new folder,'
@@ -140,9 +142,14 @@ def convert(config: base.Config) -> None:
     )
   run = restore.restore(_CONVERT.value)
   wanted = warm_start.target(run.config, config, _SET.value)
-  made = warm_start.convert(run, wanted, _LEAD.value)
-  warm_start.save(made, workdir)
+  made = warm_start.convert(run, wanted, _LEAD.value, workdir)
   print('\n'.join(warm_start.table(made.stages)))
+  if made.step < wanted.steps:
+    print(
+      f'stopped at step {made.step} of {wanted.steps}; the conversion goes on'
+      ' when the same command runs again'
+    )
+    return
   print(f'{_WORKDIR.value} holds the structured model')
 
 
@@ -154,14 +161,21 @@ def check(config: base.Config) -> None:
     rule: [coordinates.at_width(config, factor, rule) for factor in factors]
     for rule in _RULES.value
   }
-  batches = coordinates.read_batches(config, _STEPS.value)
   found = {}
   for rule, wider in configs.items():
-    found[rule] = [coordinates.measure(one, batches) for one in wider]
+    found[rule] = [
+      coordinates.measure(one, _STEPS.value, _SEEDS.value or 8) for one in wider
+    ]
     print('\n'.join(table(rule, found[rule])), flush=True)
   if _PLOT.value:
     plot(found, _PLOT.value)
     print(f'plot: {_PLOT.value}')
+
+
+def _workdir(use: str) -> pathlib.Path:
+  if not _WORKDIR.value:
+    raise ValueError(f'--workdir is missing; name a folder for {use}.')
+  return pathlib.Path(_WORKDIR.value).absolute()
 
 
 def _numbers(flag: str, texts: list[str], example: str) -> list[float]:
@@ -193,7 +207,11 @@ def table(rule: str, points: list[coordinates.Point]) -> list[str]:
       )
     ratios[name] = changes[-1] / changes[0]
     numbers = ''.join(f'{change:>10.4f}' for change in changes)
-    lines.append(f'{name:<24}{numbers}{ratios[name]:>7.2f}')
+    error = ''
+    if first.errors:
+      spread = math.hypot(first.errors[name], last.errors[name])
+      error = f' +- {ratios[name] * spread:.2f}'
+    lines.append(f'{name:<24}{numbers}{ratios[name]:>7.2f}{error}')
   losses = ''.join(f'{point.loss:>10.3f}' for point in points)
   name = watched(first)
   lines += [
@@ -202,18 +220,18 @@ def table(rule: str, points: list[coordinates.Point]) -> list[str]:
     f' {first.width}, {verdict(rule, ratios[name], ratios[name])}',
   ]
   if first.layers:
-    own = [ratios[name] for name in first.layers]
+    own = sorted(ratios[name] for name in first.layers)
     mean = math.exp(sum(map(math.log, own)) / len(own))
     lines.append(
-      f'structured layers move {min(own):.2f} to {max(own):.2f} times as far,'
-      f' {mean:.2f} in their geometric mean, {verdict(rule, mean, max(own))}'
+      f'structured layers move {own[0]:.2f} to {own[-1]:.2f} times as far,'
+      f' {mean:.2f} in their geometric mean, {verdict(rule, own[0], own[-1])}'
     )
   return lines
 
 
-def verdict(rule: str, mean: float, most: float) -> str:
-  """Whether a mean change keeps its size; of other rules, if all lose it."""
-  within = _LEAST <= mean <= _MOST
+def verdict(rule: str, least: float, most: float) -> str:
+  """Whether all changes keep their size; of other rules, if all lose it."""
+  within = least >= _LEAST and most <= _MOST
   found = f'{"" if within else "not "}within {_LEAST} to {_MOST}'
   if rule == 'transfer':
     return found

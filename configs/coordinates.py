@@ -47,17 +47,21 @@ _PARTS = ('model', 'encoder', 'latent', 'decoder', 'trunk', 'judge', 'stack')
 
 
 class Point(NamedTuple):
-  """One run: root mean square changes per step, and its last loss in nats.
+  """Runs at one width: root mean square changes per step, means over seeds.
 
   changes: by the path of what the model sows, and `logits`.
+  loss: the last one, in nats.
   layers: of the outputs of structured layers, by their path in a block; means
     over blocks.
+  errors: standard errors of changes and layers, relative to them; empty for a
+    single seed.
   """
 
   width: int
   changes: dict[str, float]
   loss: float
   layers: dict[str, float]
+  errors: dict[str, float] = {}
 
 
 def widened(model: nn.Module, factor: float) -> nn.Module:
@@ -117,65 +121,89 @@ def width_of(model: nn.Module) -> int:
   return getattr(inner, 'latent', inner).width
 
 
-def measure(config: base.Config, batches: list[Any]) -> Point:
+def measure(config: base.Config, steps: int, seeds: int = 1) -> Point:
   """Trains on each batch once, at one rate, and measures on the first.
 
   Only kernels learn: no rule slows down embeddings, scales of norms and gains
   of caps, and what they move would hide what kernels move.
+
+  seeds: of parameters and batches, the config's first.
   """
-  model, optimizer = config.model, _unchanging(config, len(batches))
-  probe = batches[0]
-
-  @jax.jit
-  def observe(params: Any) -> dict[str, jax.Array]:
-    (logits, _), sown = model.apply(
-      {'params': params},
-      probe['ids'],
-      probe['documents'],
-      capture_intermediates=lambda module, method: (
-        method == '__call__' and isinstance(module, _STRUCTURED)
-      ),
-      mutable=['intermediates'],
-    )
-    leaves = jax.tree_util.tree_leaves_with_path(sown['intermediates'])
-    found = {sharding.name(path).removesuffix('/0'): x for path, x in leaves}
-    floats = {k: x for k, x in found.items() if jnp.issubdtype(x, jnp.floating)}
-    return floats | {'logits': logits}
-
-  @jax.jit
-  def distance(a: Any, b: Any) -> Any:
-    return jax.tree.map(
-      # Logits of what cannot be are the same infinity.
-      lambda x, y: jnp.sqrt(
-        jnp.mean(jnp.square(jnp.where(x == y, 0.0, x - y)))
-      ),
-      a,
-      b,
-    )
-
+  optimizer = _unchanging(config, steps)
+  observe = jax.jit(functools.partial(_observed, config.model))
   step = jax.jit(
     functools.partial(
       step_lib.train_step,
       objective=config.objective,
-      apply=forward.counted(model),
+      apply=forward.counted(config.model),
       optimizer=optimizer,
     ),
     donate_argnames=('state',),
   )
-  init_key, train_key = jax.random.split(jax.random.key(config.seed))
-  params = jax.jit(model.init)(init_key, probe['ids'][:1])['params']
-  for source in config.initial:
-    params = source(config, params, None)
-  state = step_lib.create(params, optimizer, train_key)
-  before, moved = observe(state.params), []
-  for batch in batches:
-    state, metrics = step(state, batch)
-    after = observe(state.params)
-    moved.append(distance(after, before))
-    before = after
-  means = jax.tree.map(lambda *x: float(np.mean(x)), *moved)
-  changes = {k: x for k, x in means.items() if _CALL not in k}
-  return Point(width_of(model), changes, float(metrics.loss), _by_layer(means))
+  draw, distance = jax.jit(config.model.init), jax.jit(_distances)
+  found, losses = [], []
+  for seed in range(config.seed, config.seed + seeds):
+    batches = read_batches(dataclasses.replace(config, seed=seed), steps)
+    probe = batches[0]
+    init_key, train_key = jax.random.split(jax.random.key(seed))
+    params = draw(init_key, probe['ids'][:1])['params']
+    for source in config.initial:
+      params = source(config, params, None)
+    state = step_lib.create(params, optimizer, train_key)
+    before, moved = observe(state.params, probe), []
+    for batch in batches:
+      state, metrics = step(state, batch)
+      after = observe(state.params, probe)
+      moved.append(distance(after, before))
+      before = after
+    means = jax.tree.map(lambda *x: float(np.mean(x)), *moved)
+    changes = {k: x for k, x in means.items() if _CALL not in k}
+    found.append((changes, _by_layer(means)))
+    losses.append(float(metrics.loss))
+  changes, layers = (
+    {name: [one[name] for one in own] for name in own[0]}
+    for own in zip(*found, strict=True)
+  )
+  return Point(
+    width_of(config.model),
+    {name: float(np.mean(x)) for name, x in changes.items()},
+    float(np.mean(losses)),
+    {name: float(np.mean(x)) for name, x in layers.items()},
+    {
+      name: float(np.std(x, ddof=1) / np.mean(x) / seeds**0.5)
+      for name, x in (changes | layers).items()
+      if seeds > 1
+    },
+  )
+
+
+def _observed(
+  model: nn.Module, params: Any, probe: Any
+) -> dict[str, jax.Array]:
+  """What is sown, what structured layers return, and the logits."""
+  (logits, _), sown = model.apply(
+    {'params': params},
+    probe['ids'],
+    probe['documents'],
+    capture_intermediates=lambda module, method: (
+      method == '__call__' and isinstance(module, _STRUCTURED)
+    ),
+    mutable=['intermediates'],
+  )
+  leaves = jax.tree_util.tree_leaves_with_path(sown['intermediates'])
+  found = {sharding.name(path).removesuffix('/0'): x for path, x in leaves}
+  floats = {k: x for k, x in found.items() if jnp.issubdtype(x, jnp.floating)}
+  return floats | {'logits': logits}
+
+
+def _distances(a: Any, b: Any) -> Any:
+  """Root mean squares of differences."""
+  return jax.tree.map(
+    # Logits of what cannot be are the same infinity.
+    lambda x, y: jnp.sqrt(jnp.mean(jnp.square(jnp.where(x == y, 0.0, x - y)))),
+    a,
+    b,
+  )
 
 
 def _by_layer(changes: dict[str, float]) -> dict[str, float]:

@@ -4,8 +4,10 @@ Under a rule that transfers (training.transfer) the learning rate of the least
 loss is the same at every width (arXiv 2203.03466, figure 1).
 """
 
+import dataclasses
 import functools
 import math
+import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,9 +18,11 @@ import optax
 
 from configs import base
 from configs import coordinates
+from configs import kept
 from models import forward
 from training import host
 from training import step as step_lib
+from training import workdir as workdir_lib
 
 # The last steps whose mean loss counts.
 _LAST = 10
@@ -40,14 +44,14 @@ class Column(NamedTuple):
   least: tuple[float, ...] = ()
 
 
-# (seed of the parameters, rates, batches) -> losses, one per rate.
-Sweep = Callable[[int, tuple[float, ...], list[Any]], tuple[float, ...]]
+# (seed of the parameters, rate, batches) -> loss
+Trial = Callable[[int, float, list[Any]], float]
 
 
-def sweeper(config: base.Config, steps: int) -> Sweep:
-  """Losses after one run over so many batches for each rate, compiled once.
+def trial(config: base.Config, steps: int) -> Trial:
+  """The loss after one run over so many batches, compiled for all rates.
 
-  Each begins with the same parameters and keeps the config's schedule.
+  It keeps the config's schedule, and of one seed all begin alike.
   """
   model = config.model
   unit = config.optimizer.learning_rate
@@ -68,68 +72,118 @@ def sweeper(config: base.Config, steps: int) -> Sweep:
   )
   draw = jax.jit(model.init)
 
-  def sweep(
-    seed: int, rates: tuple[float, ...], batches: list[Any]
-  ) -> tuple[float, ...]:
+  def run(seed: int, rate: float, batches: list[Any]) -> float:
     init_key, train_key = jax.random.split(jax.random.key(seed))
     params = draw(init_key, batches[0]['ids'][:1])['params']
     for source in config.initial:
       params = source(config, params, None)
-    first = step_lib.create(params, optimizer, train_key)
-    found = []
-    for rate in rates:
-      head, scaled = first.optimizer
-      size = {'step_size': jnp.float32(rate / unit)}
-      scaled = scaled._replace(hyperparams=size)
-      state, losses = first._replace(optimizer=(head, scaled)), []
-      for batch in batches:
-        state, metrics = step(state, batch)
-        losses.append(metrics.loss)
-      last = float(np.mean(jax.device_get(losses[-_LAST:])))
-      found.append(last if math.isfinite(last) else math.inf)
-    return tuple(found)
+    state = step_lib.create(params, optimizer, train_key)
+    head, scaled = state.optimizer
+    size = {'step_size': jnp.float32(rate / unit)}
+    scaled = scaled._replace(hyperparams=size)
+    state, losses = state._replace(optimizer=(head, scaled)), []
+    for batch in batches:
+      state, metrics = step(state, batch)
+      losses.append(metrics.loss)
+    last = float(np.mean(jax.device_get(losses[-_LAST:])))
+    return last if math.isfinite(last) else math.inf
 
-  return sweep
+  return run
 
 
-def columns(
-  config: base.Config,
-  rates: tuple[float, ...],
-  factors: list[float],
-  rules: list[str],
-  batches: list[list[Any]],
-) -> list[Column]:
-  """Losses for every rule and width; all configs are made before any trains.
+@dataclasses.dataclass(frozen=True)
+class RateSweep:
+  """Runs of a config at every rate and width, by every rule.
 
-  batches: of every seed, as many each.
+  factors: that all widths are multiplied by; rules: of coordinates.RULES.
+  steps: of a run; seeds: that the config's is the first of.
   """
-  wider = [
-    (rule, coordinates.at_width(config, factor, rule))
-    for rule in rules
-    for factor in factors
-  ]
-  found = []
-  for rule, one in wider:
-    sweep = sweeper(one, len(batches[0]))
+
+  config: base.Config
+  rates: tuple[float, ...]
+  factors: tuple[float, ...]
+  rules: tuple[str, ...]
+  steps: int = 10
+  seeds: int = 1
+
+  def run(self, workdir: pathlib.Path) -> list[Column]:
+    """Losses of all runs, each made or found in the folder.
+
+    All configs are made before any trains.
+    """
+    wider = [
+      (rule, coordinates.at_width(self.config, factor, rule))
+      for rule in self.rules
+      for factor in self.factors
+    ]
+    content = self.config.data.open('train').metadata['content_sha256']
+    setting = {
+      'config': base.to_json(self.config),
+      'steps': self.steps,
+      'content_sha256': content,
+    }
+    with workdir_lib.hold(workdir):
+      file = kept.Kept(workdir / 'rates.json', setting, label='losses')
+      # JSON has no infinity.
+      losses = file.read(lambda x: math.inf if x is None else float(x))
+      for rule, config in wider:
+        self._train(rule, config, losses, file)
+    return [self._column(rule, config, losses) for rule, config in wider]
+
+  def _train(
+    self,
+    rule: str,
+    config: base.Config,
+    losses: dict[str, float],
+    file: kept.Kept,
+  ) -> None:
+    """Adds the losses of one rule and width that are not there."""
+    width, run = coordinates.width_of(config.model), None
+    for seed in self._seeds:
+      names = {rate: _name(rule, width, seed, rate) for rate in self.rates}
+      missing = {r: name for r, name in names.items() if name not in losses}
+      if not missing:
+        continue
+      run = run or trial(config, self.steps)
+      own = dataclasses.replace(self.config, seed=seed)
+      batches = coordinates.read_batches(own, self.steps)
+      for rate, name in missing.items():
+        losses[name] = run(seed, rate, batches)
+        file.write({k: x if x < math.inf else None for k, x in losses.items()})
+        print(f'{name}: {losses[name]:.4f}', flush=True)
+
+  def _column(
+    self, rule: str, config: base.Config, losses: dict[str, float]
+  ) -> Column:
+    width = coordinates.width_of(config.model)
     losses_SR = np.array(
-      [sweep(config.seed + i, rates, own) for i, own in enumerate(batches)]
+      [
+        [losses[_name(rule, width, seed, rate)] for rate in self.rates]
+        for seed in self._seeds
+      ]
     )
     errors: tuple[float, ...] = ()
-    if len(batches) > 1:
+    if self.seeds > 1:
       with np.errstate(invalid='ignore'):
         spread_R = np.std(losses_SR, axis=0, ddof=1)
-      errors = tuple(spread_R / len(batches) ** 0.5)
-    least = [vertex(rates, tuple(losses_R)) for losses_R in losses_SR]
-    found.append(
-      Column(
-        rule,
-        coordinates.width_of(one.model),
-        tuple(np.mean(losses_SR, axis=0)),
-        errors,
-        () if None in least else tuple(least),
-      )
+      errors = tuple(spread_R / self.seeds**0.5)
+    least = [vertex(self.rates, tuple(losses_R)) for losses_R in losses_SR]
+    return Column(
+      rule,
+      width,
+      tuple(np.mean(losses_SR, axis=0)),
+      errors,
+      () if None in least else tuple(least),
     )
-  return found
+
+  @property
+  def _seeds(self) -> range:
+    return range(self.config.seed, self.config.seed + self.seeds)
+
+
+def _name(rule: str, width: int, seed: int, rate: float) -> str:
+  """Of a run among those of one config."""
+  return f'{rule}, width {width}, seed {seed}, rate {rate!r}'
 
 
 def table(rates: tuple[float, ...], found: list[Column]) -> list[str]:

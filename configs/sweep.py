@@ -17,6 +17,7 @@ from bounds import quantise
 from bounds import smoothing
 from configs import certify
 from configs import compress
+from configs import kept
 from configs import predictor
 from configs import restore
 from configs import streams
@@ -68,13 +69,15 @@ class Sweep:
 
   def run(self, jobs: Sequence[Job]) -> list[Row]:
     """The rows of all jobs, made or found."""
-    done = self._found()
+    done = self._kept.read(lambda rows: [Row(**row) for row in rows])
     for index, job in enumerate(jobs):
       if job.name in done:
         continue
       began = time.monotonic()
       done[job.name] = self._rows(job)
-      self._write(done)
+      self._kept.write(
+        {name: [x._asdict() for x in rows] for name, rows in done.items()}
+      )
       row = done[job.name][-1]
       held = '' if row.held_out is None else f', held out {row.held_out:.3f}'
       print(
@@ -85,31 +88,11 @@ class Sweep:
       )
     return [row for job in jobs for row in done[job.name]]
 
-  def _found(self) -> dict[str, list[Row]]:
-    path = self.out / 'sweep.json'
-    if not path.exists():
-      return {}
-    try:
-      stored = json.loads(path.read_text(encoding='utf-8'))
-      rows = {
-        name: [Row(**row) for row in rows]
-        for name, rows in stored['files'].items()
-      }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-      raise ValueError(
-        f'{path} is no sweep of this release; remove it or name another --out'
-      ) from error
-    if stored.get('setting') != json.loads(json.dumps(self.setting)):
-      raise ValueError(
-        f'{path} is a sweep of other settings; repeat them to go on with it, or'
-        ' name another --out'
-      )
-    return rows
-
-  def _write(self, done: dict[str, list[Row]]) -> None:
-    files = {name: [x._asdict() for x in rows] for name, rows in done.items()}
-    text = json.dumps({'setting': self.setting, 'files': files}, indent=2)
-    manifest.write_file(self.out / 'sweep.json', text + '\n')
+  @property
+  def _kept(self) -> kept.Kept:
+    return kept.Kept(
+      self.out / 'sweep.json', self.setting, label='files', flag='--out'
+    )
 
   def _rows(self, job: Job) -> list[Row]:
     """Every prefix is a certificate of its own, with its own smoothing."""

@@ -1,11 +1,14 @@
 """A trained run of dense projections becomes one of structured ones.
 
 Each matrix is replaced by the nearest of its structure, then a short training
-lets dense matrices guide them (models.guided) for the first part of it.
+lets dense matrices guide them (models.guided) for the first part of it. Until
+the run is complete, a folder beside it holds what is done: scores, and
+checkpoints of the training as those of train.py.
 """
 
 import dataclasses
 import functools
+import hashlib
 import json
 import pathlib
 import shutil
@@ -14,10 +17,12 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import traverse_util
 
 from configs import base
+from configs import kept
 from configs import restore
 from configs import stored
 from data import pipeline
@@ -32,6 +37,7 @@ from training import host
 from training import manifest
 from training import sharding
 from training import step as step_lib
+from training import stopping
 from training import workdir as workdir_lib
 
 
@@ -51,11 +57,15 @@ class Stage(NamedTuple):
 
 
 class Converted(NamedTuple):
-  """The config and parameters of the structured run, and how it got there."""
+  """The config and parameters of the structured run, and how it got there.
+
+  step: of the training, less than config.steps if it was asked to stop.
+  """
 
   config: base.Config
   params: Any
   stages: list[Stage]
+  step: int
 
 
 def target(
@@ -83,21 +93,61 @@ def target(
   return base.override(config, assignments)
 
 
-def convert(run: restore.Run, config: base.Config, lead: float) -> Converted:
+def convert(
+  run: restore.Run, config: base.Config, lead: float, workdir: pathlib.Path
+) -> Converted:
   """Projects the parameters of a run and trains them for config.steps steps.
 
   lead: part of the steps during which the dense matrices guide, 0 for none.
+  workdir: run directory to make; called again, it goes on where it was stopped.
   """
   if not 0 <= lead <= 1:
     raise ValueError(f'--lead={lead} must be in [0, 1], as 0.5.')
   config.data.prepare()
-  stages = [measure('dense', run.config, run.params)]
-  params = projections.exchange(run.config.model, run.params, config.model)
-  params = jax.device_put(params)
-  stages.append(measure('projected', config, params))
-  params = train(config, run, params, lead)
-  stages.append(measure(f'after {config.steps} steps', config, params))
-  return Converted(config, params, stages)
+  partial = workdir.with_name(f'{workdir.name}.incomplete')
+  with workdir_lib.hold(partial):
+    file = kept.Kept(
+      partial / 'stages.json', _setting(run, config, lead), kind='conversion',
+      label='stages',
+    )  # fmt: skip
+    stages = file.read(lambda row: Stage(**row))
+
+    def judge(name: str, config: base.Config, params: Any) -> None:
+      if name not in stages:
+        stages[name] = measure(name, config, params)
+        file.write({name: one._asdict() for name, one in stages.items()})
+
+    judge('dense', run.config, run.params)
+    guided = Training(config, lead)
+    with checkpoint.Checkpoints(
+      partial, config=base.to_json(config), keep=config.keep,
+      every=config.checkpoint_every,
+    ) as checkpoints:  # fmt: skip
+      state = guided.begin(run, checkpoints)
+      if not state.step:
+        judge('projected', config, guided.student(state.params))
+      state = guided.train(state, checkpoints)
+    params, step = guided.student(state.params), int(state.step)
+    if step == config.steps:
+      judge(f'after {step} steps', config, params)
+    made = Converted(config, params, list(stages.values()), step)
+    if step == config.steps:
+      save(made, workdir, partial)
+  return made
+
+
+def _setting(run: restore.Run, config: base.Config, lead: float) -> Any:
+  """What decides on the result of a conversion, as JSON."""
+  digest = hashlib.sha256()
+  for leaf in jax.tree.leaves(run.params):
+    digest.update(np.ascontiguousarray(leaf).tobytes())
+  corpus = config.data.open('train')
+  return {
+    'config': base.to_json(config),
+    'lead': lead,
+    'parameters': digest.hexdigest(),
+    'content_sha256': corpus.metadata['content_sha256'],
+  }
 
 
 def measure(name: str, config: base.Config, params: Any) -> Stage:
@@ -123,74 +173,129 @@ def measure(name: str, config: base.Config, params: Any) -> Stage:
   )
 
 
-def save(made: Converted, workdir: pathlib.Path) -> None:
-  """Writes a run directory, which appears whole or not at all."""
-  partial = workdir.with_name(f'{workdir.name}.incomplete')
-  shutil.rmtree(partial, ignore_errors=True)
+def save(made: Converted, workdir: pathlib.Path, partial: pathlib.Path) -> None:
+  """Writes a run directory, which appears whole or not at all.
+
+  partial: folder where it is made, and which goes when it is there.
+  """
+  whole = partial / 'run'
+  shutil.rmtree(whole, ignore_errors=True)
   tree = base.to_json(made.config)
-  workdir_lib.write_config(partial, tree)
-  with checkpoint.Checkpoints(partial, config=tree) as checkpoints:
+  workdir_lib.write_config(whole, tree)
+  with checkpoint.Checkpoints(whole, config=tree) as checkpoints:
     checkpoints.save(made.config.steps, {'params': made.params}, force=True)
   stages = [stage._asdict() for stage in made.stages]
   text = json.dumps(stages, indent=2) + '\n'
-  manifest.write_file(partial / 'conversion.json', text)
-  partial.rename(workdir)
+  manifest.write_file(whole / 'conversion.json', text)
+  whole.rename(workdir)
+  shutil.rmtree(partial, ignore_errors=True)
 
 
-def train(
-  config: base.Config, run: restore.Run, params: Any, lead: float
-) -> Any:
-  """The structured parameters after config.steps steps."""
-  layer = getattr(config.model, 'model', config.model).linear
-  model = linear.with_linear(config.model, guided.around(layer))
-  flat = traverse_util.flatten_dict(params, sep='/')
-  led = _joined(model, flat, run, share=float(int(lead * config.steps) > 0))
-  optimizer = _optimizer(config, lead)
-  step = jax.jit(
-    functools.partial(
-      step_lib.train_step,
-      objective=config.objective,
-      apply=forward.counted(model),
-      optimizer=optimizer,
-      accumulate=config.accumulate,
-    ),
-    donate_argnames=('state',),
-    compiler_options=host.compiler_options(),
-  )
-  corpus = config.data.open('train')
-  batches = pipeline.batches(
-    corpus,
-    row_length=config.row_length,
-    batch_size=config.batch_size,
-    seed=config.seed,
-    stored=stored.entropies(config, params, corpus),
-    rows=config.rows,
-  )
-  state = step_lib.create(led, optimizer, jax.random.key(config.seed))
-  for i in range(config.steps):
-    state, metrics = step(state, jax.device_put(batches[i]))
-    if not metrics.finite:
-      raise ValueError(
-        f'the loss is no number at step {i} of the conversion; lower'
-        f' optimizer.learning_rate={config.optimizer.learning_rate}.'
-      )
-  after = traverse_util.flatten_dict(state.params, sep='/')
-  return traverse_util.unflatten_dict(
-    {name: after[_guided_name(name, after)] for name in flat}, sep='/'
-  )
+@dataclasses.dataclass(frozen=True)
+class Training:
+  """Structured layers that learn, at first guided by the dense ones.
+
+  config: of the structured run. lead: part of its steps that are guided.
+  """
+
+  config: base.Config
+  lead: float
+
+  @property
+  def _model(self) -> nn.Module:
+    """The config's, its structured layers guided."""
+    model = self.config.model
+    layer = getattr(model, 'model', model).linear
+    return linear.with_linear(model, guided.around(layer))
+
+  def begin(
+    self, run: restore.Run, checkpoints: checkpoint.Checkpoints
+  ) -> step_lib.TrainState:
+    """The state of the newest checkpoint, or the first one, of projections."""
+    model = self._model
+    optimizer = _optimizer(self.config, self.lead)
+    key = jax.random.key(self.config.seed)
+    shapes = _shapes(model)
+    restored = checkpoints.restore(
+      jax.eval_shape(lambda p: step_lib.create(p, optimizer, key), shapes)
+    )
+    if restored is not None:
+      return restored.state
+    params = projections.exchange(
+      run.config.model, run.params, self.config.model
+    )
+    flat = traverse_util.flatten_dict(params, sep='/')
+    share = float(int(self.lead * self.config.steps) > 0)
+    led = _joined(shapes, flat, run, share=share)
+    state = step_lib.create(led, optimizer, key)
+    checkpoints.save(0, state, force=True)
+    return state
+
+  def train(
+    self, state: step_lib.TrainState, checkpoints: checkpoint.Checkpoints
+  ) -> step_lib.TrainState:
+    """The state after config.steps steps, or where SIGTERM found it."""
+    config = self.config
+    step = jax.jit(
+      functools.partial(
+        step_lib.train_step,
+        objective=config.objective,
+        apply=forward.counted(self._model),
+        optimizer=_optimizer(config, self.lead),
+        accumulate=config.accumulate,
+      ),
+      donate_argnames=('state',),
+      compiler_options=host.compiler_options(),
+    )
+    corpus = config.data.open('train')
+    params = self.student(state.params)
+    batches = pipeline.batches(
+      corpus,
+      row_length=config.row_length,
+      batch_size=config.batch_size,
+      seed=config.seed,
+      stored=stored.entropies(config, params, corpus),
+      rows=config.rows,
+    )
+    with stopping.stop_signal() as asked:
+      for i in range(int(state.step), config.steps + 1):
+        last = i == config.steps or asked(i)
+        checkpoints.save(i, state, force=last)
+        if last:
+          checkpoints.wait()  # For as long as SIGTERM cannot end it.
+          break
+        state, metrics = step(state, jax.device_put(batches[i]))
+        if not metrics.finite:
+          raise ValueError(
+            f'the loss is no number at step {i} of the conversion; lower'
+            f' optimizer.learning_rate={config.optimizer.learning_rate}.'
+          )
+    return state
+
+  def student(self, params: Any) -> Any:
+    """The structured parameters among those of the guided model."""
+    found = traverse_util.flatten_dict(params, sep='/')
+    names = traverse_util.flatten_dict(_shapes(self.config.model), sep='/')
+    return traverse_util.unflatten_dict(
+      {name: found[_guided_name(name, found)] for name in names}, sep='/'
+    )
+
+
+def _shapes(model: nn.Module) -> Any:
+  """Of the parameters of a model."""
+  ids_BT = jnp.zeros((1, 8), jnp.int32)
+  return jax.eval_shape(model.init, jax.random.key(0), ids_BT)['params']
 
 
 def _joined(
-  model: nn.Module, flat: dict[str, jax.Array], run: restore.Run, share: float
+  shapes: Any, flat: dict[str, jax.Array], run: restore.Run, share: float
 ) -> Any:
   """Parameters of the guided model: structured ones and their teachers."""
-  ids_BT = jnp.zeros((1, 8), jnp.int32)
-  wanted = jax.eval_shape(model.init, jax.random.key(0), ids_BT)['params']
   dense = linear.with_linear(run.config.model, linear.Dense())
   teachers = traverse_util.flatten_dict(
     projections.exchange(run.config.model, run.params, dense), sep='/'
   )
-  wanted = traverse_util.flatten_dict(wanted, sep='/')
+  wanted = traverse_util.flatten_dict(shapes, sep='/')
   names = {_guided_name(name, wanted): name for name in flat}
   joined = {}
   for name, shape in wanted.items():

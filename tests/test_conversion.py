@@ -70,8 +70,8 @@ def test_a_conversion_that_is_killed_leaves_no_run(
 ):
   params = tiny_runs.draw(config.model)
   stage = warm_start.Stage('dense', 'bits_per_byte', 2.0, 0.1, 10.0, 20)
-  made = warm_start.Converted(config, params, [stage])
-  workdir = tmp_path / 'run'
+  made = warm_start.Converted(config, params, [stage], config.steps)
+  workdir, partial = tmp_path / 'run', tmp_path / 'run.incomplete'
 
   def stop(*_, **__):
     raise KeyboardInterrupt
@@ -79,10 +79,10 @@ def test_a_conversion_that_is_killed_leaves_no_run(
   with monkeypatch.context() as patch:
     patch.setattr(checkpoint.Checkpoints, 'save', stop)
     with pytest.raises(KeyboardInterrupt):
-      warm_start.save(made, workdir)
+      warm_start.save(made, workdir, partial)
   assert not workdir.exists() and len(list(tmp_path.iterdir())) == 1
   # The same command again takes what it finds away.
-  warm_start.save(made, workdir)
+  warm_start.save(made, workdir, partial)
   assert [path.name for path in tmp_path.iterdir()] == ['run']
   found = restore.restore(workdir)
   assert (found.step, found.config) == (config.steps, config)
@@ -90,7 +90,7 @@ def test_a_conversion_that_is_killed_leaves_no_run(
 
 
 @pytest.mark.slow
-def test_a_conversion_of_full_rank_loses_nothing_and_goes_on(config):
+def test_a_conversion_of_full_rank_loses_nothing_and_goes_on(config, tmp_path):
   params = jax.jit(config.model.init)(
     jax.random.key(0), jnp.zeros((1, 8), jnp.int32)
   )['params']
@@ -103,7 +103,7 @@ def test_a_conversion_of_full_rank_loses_nothing_and_goes_on(config):
   )
   wanted = warm_start.target(config, like, ['steps=8'])
   run = restore.Run(config, params, 0)
-  made = warm_start.convert(run, wanted, 0.5)
+  made = warm_start.convert(run, wanted, 0.5, tmp_path / 'run')
   dense, projected, trained = made.stages
   assert projected.score == pytest.approx(dense.score, abs=1e-3)
   assert trained.score < projected.score - 0.05
@@ -114,7 +114,7 @@ def test_a_conversion_of_full_rank_loses_nothing_and_goes_on(config):
   )['params']
   assert jax.tree.map(jnp.shape, made.params) == jax.tree.map(jnp.shape, shapes)
   with pytest.raises(ValueError, match=r'--lead=2 must be in \[0, 1\]'):
-    warm_start.convert(run, wanted, 2)
+    warm_start.convert(run, wanted, 2, tmp_path / 'other')
 
 
 @pytest.mark.slow
@@ -138,7 +138,9 @@ def test_models_of_patches_and_of_tables_are_converted(name, config, tmp_path):
   params = sharded_cases.make_params(given.model)
   like = dataclasses.replace(config, model=config.model.clone(linear=whole))
   wanted = warm_start.target(given, like, ['steps=4'])
-  made = warm_start.convert(restore.Run(given, params, 0), wanted, 0.5)
+  made = warm_start.convert(
+    restore.Run(given, params, 0), wanted, 0.5, tmp_path / 'run'
+  )
   dense, projected, trained = made.stages
   assert dense.measure == projected.measure == trained.measure
   # Of full rank, nothing is lost.

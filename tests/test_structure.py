@@ -1,6 +1,7 @@
 """Searches, sweeps and costs of structured layers."""
 
 import dataclasses
+import itertools
 import math
 import pathlib
 import types
@@ -143,7 +144,8 @@ def test_a_sweep_is_the_training_at_every_rate(config):
   adam = optimizer.AdamW(learning_rate=1e-2, warmup_steps=1)
   config = dataclasses.replace(config, optimizer=adam, initial=())
   batches = coordinates.read_batches(config, 3)
-  found = rate_sweep.sweeper(config, 3)(config.seed, (1e-3, 3e-2), batches)
+  run = rate_sweep.trial(config, 3)
+  found = [run(config.seed, rate, batches) for rate in (1e-3, 3e-2)]
   other = dataclasses.replace(adam, learning_rate=3e-2).build(3)
   init, key = jax.random.split(jax.random.key(config.seed))
   params = jax.jit(config.model.init)(init, batches[0]['ids'][:1])['params']
@@ -162,6 +164,64 @@ def test_a_sweep_is_the_training_at_every_rate(config):
     losses.append(float(metrics.loss))
   assert found[1] == pytest.approx(np.mean(losses), rel=1e-5)
   assert abs(found[0] - found[1]) > 1e-3
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+  """A formula in the place of training: runs done, and when one is killed."""
+  seen = types.SimpleNamespace(runs=[], until=math.inf)
+
+  def trial(config, steps):
+    width = coordinates.width_of(config.model)
+
+    def run(seed, rate, batches):
+      assert len(batches) == steps
+      if len(seen.runs) == seen.until:
+        raise KeyboardInterrupt
+      seen.runs.append((width, seed, rate))
+      return math.inf if rate > 0.2 else seed + math.log(rate) ** 2 / width
+
+    return run
+
+  monkeypatch.setattr(rate_sweep, 'trial', trial)
+  return seen
+
+
+def test_a_sweep_that_is_killed_goes_on(config, trainings, tmp_path):
+  sweep = rate_sweep.RateSweep(
+    config, (0.01, 0.1, 0.5), (1.0, 2.0), ('transfer',), steps=3, seeds=2
+  )
+  every = list(itertools.product((16, 32), (0, 1), (0.01, 0.1, 0.5)))
+  whole = sweep.run(tmp_path / 'whole')
+  assert trainings.runs == every
+  assert whole[0].losses[2] == math.inf and whole[1].width == 32
+  assert whole[1].losses[0] == pytest.approx(0.5 + math.log(0.01) ** 2 / 32)
+  trainings.runs.clear()
+  for until in (0, 4, 5, 11):
+    trainings.until = until
+    with pytest.raises(KeyboardInterrupt):
+      sweep.run(tmp_path / 'killed')
+  trainings.until = math.inf
+  found = sweep.run(tmp_path / 'killed')
+  # Errors of what is infinite are no numbers, which differ from themselves.
+  assert repr(found) == repr(whole)
+  assert trainings.runs == every
+  # More of the same adds to it.
+  more = dataclasses.replace(sweep, seeds=3, rates=(0.01, 0.1))
+  assert len(more.run(tmp_path / 'killed')[0].losses) == 2
+  added = list(itertools.product((16, 32), (2,), (0.01, 0.1)))
+  assert trainings.runs == every + added
+  # Another config does not.
+  for change, words in (
+    ({'steps': 4}, 'steps: 3 != 4'),
+    (
+      {'config': dataclasses.replace(config, batch_size=16)},
+      'config.batch_size: 8 != 16',
+    ),
+  ):
+    other = dataclasses.replace(sweep, **change)
+    with pytest.raises(ValueError, match=f'sweep of other settings .{words}'):
+      other.run(tmp_path / 'killed')
 
 
 def test_a_base_for_tables_has_the_columns_of_the_data():

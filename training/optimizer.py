@@ -25,7 +25,8 @@ class Optimizer:
     width there, its projections as they are or linear.Dense(). It goes with
     configs.initial.LikeBase.
   multipliers: (regular expression, factor) pairs; the first that matches a
-    parameter's path scales its learning rate.
+    parameter's path scales its learning rate, at every width: what a kind of
+    parameters wants at the base, as kernels beside embeddings.
   clip: bound on the global gradient norm, None for none.
   frozen: regular expressions of the paths of parameters that stay as they are.
   """

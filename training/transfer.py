@@ -5,6 +5,10 @@ of cores, each a batch of small dense layers with a fan-in and fan-out of its
 own (arXiv 2406.06248, section 3.2; arXiv 2410.02117, appendix B). All that it
 needs stands in the names and shapes of parameters: `kernel` [.., fan-in,
 fan-out], `core_i_kernel` [.., blocks, fan-in, fan-out].
+
+It carries rates over, and leaves open what kinds of parameters want beside each
+other at the base: with small batches dense kernels may want far less than
+embeddings, and cores as much less (`multipliers` of an optimizer).
 """
 
 import re

@@ -1,13 +1,20 @@
 """structure.py: the table of a coordinate check, and what it refuses."""
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
 
+import jax
+import numpy as np
 import pytest
 
 from configs import coordinates
 from configs import restore
 from configs import theta_search
+from configs import warm_start
 from tests.commands import running
 
 BTT = """
@@ -43,14 +50,14 @@ def test_rates_that_transfer_move_features_alike(run, experiment, tmp_path):
   picture = tmp_path / 'new' / 'changes.svg'
   result = run(
     'structure', f'--config={experiment}', '--factors=1,64', '--steps=4',
-    f'--plot={picture}',
+    '--seeds=2', f'--plot={picture}',
   )  # fmt: skip
   assert result.code == 0, result.err
   lines = [line.split() for line in result.out.splitlines()]
   assert lines[0] == ['transfer', '16', '1024', 'ratio']
   names = ('block_0/output', 'attention/query', 'feed_forward/down')
   ratios = [
-    [float(x[-1]) for x in lines if x[0] == name and len(x) == 4]
+    [float(x[3]) for x in lines if x[0] == name and len(x) == 6]
     for name in names
   ]
   transfer, width = zip(*ratios, strict=True)
@@ -88,6 +95,11 @@ def test_verdicts_on_changes(tmp_path):
   )
   same = module.table('transfer', [narrow, narrow._replace(width=64)])
   assert [line.endswith(', within 0.8 to 1.6') for line in same[-2:]] == [1, 1]
+  errors = dict.fromkeys((*narrow.changes, *narrow.layers), 0.03)
+  twice = [narrow, wide._replace(errors=dict.fromkeys(errors, 0.04))]
+  twice[0] = narrow._replace(errors=errors)
+  # Relative errors of a ratio add up as squares: 0.05 times 0.5.
+  assert module.table('width', twice)[3].endswith('   0.50 +- 0.03')
   silent = narrow._replace(changes=narrow.changes | {'logits': 0.0})
   with pytest.raises(ValueError, match='--steps=3: logits does not move at'):
     module.table('width', [silent, wide])
@@ -134,8 +146,8 @@ def test_a_search_prints_its_table(run, experiment, monkeypatch):
   assert 'linear=structured.Einsum(theta=(' in lines[-1]
 
 
-def test_a_run_becomes_a_structured_one(
-  run, folder, experiment, finished, tmp_path
+def test_a_run_becomes_a_structured_one_however_often_it_is_killed(
+  run, folder, experiment, finished, tmp_path, monkeypatch
 ):
   workdir, whole = tmp_path / 'structured', folder / 'full_rank.py'
   whole.write_text(
@@ -145,10 +157,38 @@ def test_a_run_becomes_a_structured_one(
   )
   arguments = (
     f'--config={whole}', f'--convert={finished}', f'--workdir={workdir}',
-    '--set=steps=2',
+    '--set=steps=2', '--set=checkpoint_every=1',
   )  # fmt: skip
+  made, read, scored = warm_start.pipeline.batches, [], []
+
+  class Batches:
+    def __init__(self, *arguments, **options):
+      self.all = made(*arguments, **options)
+
+    def __getitem__(self, i):
+      read.append(i)
+      if read == [0, 1]:
+        raise KeyboardInterrupt
+      return self.all[i]
+
+  def measure(name, *arguments, measure=warm_start.measure):
+    if scored == ['dense']:
+      scored.append('killed')
+      raise KeyboardInterrupt
+    scored.append(name)
+    return measure(name, *arguments)
+
+  monkeypatch.setattr(warm_start.pipeline, 'batches', Batches)
+  monkeypatch.setattr(warm_start, 'measure', measure)
+  for _ in range(2):
+    with pytest.raises(KeyboardInterrupt):
+      run('structure', *arguments)
+    assert not workdir.exists()
   result = run('structure', *arguments)
   assert result.code == 0, result.err
+  # Nothing that was complete is done again.
+  assert scored == ['dense', 'killed', 'projected', 'after 2 steps']
+  assert read == [0, 1, 1]
   stages = json.loads((workdir / 'conversion.json').read_text())
   assert [stage['name'] for stage in stages] == [
     'dense', 'projected', 'after 2 steps'
@@ -166,16 +206,96 @@ def test_a_run_becomes_a_structured_one(
   )
 
 
-@pytest.mark.slow
-def test_a_sweep_prints_the_best_rates(run, experiment):
-  result = run(
-    'structure', f'--config={experiment}', '--factors=1,4', '--steps=3',
-    '--sweep=1e-4,1e-3', '--rules=transfer',
+CHILD = """
+import os, signal, sys
+from absl import app
+import structure
+from configs import rate_sweep, warm_start
+name, at, calls = sys.argv.pop(1), int(sys.argv.pop(1)), []
+def counted(function):
+  def call(*arguments):
+    if len(calls) == at: os.kill(os.getpid(), getattr(signal, name))
+    calls.append(0)
+    return function(*arguments)
+  return call
+class Batches:
+  def __init__(self, *arguments, **options):
+    self.get = counted(batches(*arguments, **options).__getitem__)
+  def __getitem__(self, i):
+    return self.get(i)
+trial, batches = rate_sweep.trial, warm_start.pipeline.batches
+if any('--convert' in argument for argument in sys.argv):
+  warm_start.pipeline.batches = Batches
+rate_sweep.trial = lambda *arguments: counted(trial(*arguments))
+app.run(structure.main)
+"""
+
+
+def stopped(name, at, *arguments):
+  """structure.py in a process that gets a signal at a run or batch."""
+  return subprocess.run(
+    [sys.executable, '-c', CHILD, name, str(at), *arguments],
+    cwd=running.ROOT, capture_output=True, text=True, timeout=500,
+    env=os.environ | {'JAX_NUM_CPU_DEVICES': '8'},
   )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_sweep_that_signals_end_goes_on(run, experiment, tmp_path):
+  arguments = (
+    f'--config={experiment}', '--factors=1,4', '--steps=3', '--sweep=1e-4,1e-3',
+    '--rules=transfer',
+  )  # fmt: skip
+  workdir = f'--workdir={tmp_path / "killed"}'
+  for name in ('SIGTERM', 'SIGKILL'):
+    child = stopped(name, 1, *arguments, workdir)
+    assert child.returncode == -getattr(signal, name), child.stderr
+    assert child.stdout.count('seed 0, rate') == 1
+  result = run('structure', *arguments, workdir)
   assert result.code == 0, result.err
-  lines = [line.split() for line in result.out.splitlines()]
+  assert result.out.count('seed 0, rate') == 2
+  table = result.out[result.out.index('learning rate') :]
+  whole = run('structure', *arguments, f'--workdir={tmp_path / "whole"}')
+  assert whole.out.count('seed 0, rate') == 4 and whole.out.endswith(table)
+  lines = [line.split() for line in table.splitlines()]
   assert lines[0][2:] == ['transfer', '16', 'transfer', '64']
-  assert 'transfer: the best rates by width are' in result.out
+  assert 'transfer: the best rates by width are' in table
+  running.assert_refused(
+    run('structure', *arguments, workdir, '--set=seed=1'),
+    'structure', 'sweep of other settings (config.seed: 0 != 1)', '--workdir',
+  )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_conversion_that_signals_end_goes_on(
+  run, experiment, finished, tmp_path
+):
+  def arguments(name):
+    return (
+      f'--config={experiment}', f'--convert={finished}', '--set=steps=6',
+      '--set=checkpoint_every=2', f'--workdir={tmp_path / name}',
+    )  # fmt: skip
+
+  killed = stopped('SIGKILL', 3, *arguments('killed'))
+  assert killed.returncode == -signal.SIGKILL, killed.stderr
+  asked = stopped('SIGTERM', 2, *arguments('killed'))
+  assert asked.returncode == 0, asked.stderr
+  # The batch that it came with is the last one.
+  assert re.search(r'^stopped at step [35] of 6; ', asked.stdout, re.M)
+  assert not (tmp_path / 'killed').exists()
+  other = run('structure', *arguments('killed'), '--lead=0.25')
+  running.assert_refused(
+    other, 'structure', 'conversion of other settings (lead: 0.5 != 0.25)'
+  )
+  for name in ('killed', 'whole'):
+    result = run('structure', *arguments(name))
+    assert result.code == 0, result.err
+  found, whole = (restore.restore(tmp_path / n) for n in ('killed', 'whole'))
+  assert found.step == whole.step == 6
+  jax.tree.map(np.testing.assert_array_equal, found.params, whole.params)
+  stages = [tmp_path / n / 'conversion.json' for n in ('killed', 'whole')]
+  assert stages[0].read_text() == stages[1].read_text()
+  assert not list(tmp_path.glob('*.incomplete'))
 
 
 @pytest.mark.parametrize(
@@ -189,6 +309,7 @@ def test_a_sweep_prints_the_best_rates(run, experiment):
     (('--config={}', '--sweep=1,x'), ('--sweep=1,x', 'positive numbers')),
     (('--config={}', '--search'), ('needs a budget', '--macs', '--bytes')),
     (('--config={}', '--convert=run'), ('--workdir is missing',)),
+    (('--config={}', '--sweep=1'), ('--workdir is missing', 'has found')),
     (
       ('--config={}', '--layers', '--search'),
       ('--layers and --search', 'give one'),

@@ -169,6 +169,45 @@ def test_gradients_move_the_output_as_far_at_every_width(name):
   assert max(changes) / min(changes) < 1.6, changes
 
 
+@pytest.mark.parametrize('root', [8, 16])
+def test_cores_share_what_is_learned_and_not_what_is_noise(root):
+  """Signs that agree with the input, and signs that are drawn.
+
+  W[gafe] = A[gaf] B[fge], all of size r = D^1/2, with entries of deviation
+  r^-1/2 and steps s = D_base / 2r. Agreeing signs move z and y by r s each,
+  together D_base as the dense layer's D (D_base / D). Drawn ones move entries
+  of W by s (2 / r)^1/2, which is (r / 2)^1/2 of a dense one's D_base / D.
+  """
+  width, base = root**2, 16
+  params = {'up': shapes_of(BTT(), width, width)}
+  rates = transfer.rates(params, {'up/kernel': (base, base)}).values()
+  rng = np.random.default_rng(0)
+  cores = [rng.normal(0, root**-0.5, (root,) * 3) for _ in rates]
+  x_GA = rng.normal(size=(root, root))
+  ask_FE = rng.choice([-1, 1], (root, root))
+
+  def matrix(first_GAF, second_FGE):
+    return np.einsum('GAF,FGE->GAFE', first_GAF, second_FGE)
+
+  def change(signs):
+    steps = [1e-4 * rate * s for rate, s in zip(rates, signs, strict=True)]
+    moved = matrix(*map(np.add, cores, steps)) - matrix(*cores)
+    return moved / (1e-4 * base / width)
+
+  drawn = change([rng.choice([-1, 1], core.shape) for core in cores])
+  expected = (root / 2) ** 0.5
+  assert np.sqrt(np.mean(drawn**2)) == pytest.approx(expected, rel=0.1)
+  z_GF = np.einsum('GA,GAF->GF', x_GA, cores[0])
+  wanted_GF = np.einsum('FE,FGE->GF', ask_FE, cores[1])
+  agreeing = change([
+    np.sign(np.einsum('GA,GF->GAF', x_GA, wanted_GF)),
+    np.sign(np.einsum('GF,FE->FGE', z_GF, ask_FE)),
+  ])  # fmt: skip
+  moved_FE = np.einsum('GA,GAFE->FE', x_GA, agreeing)
+  dense = np.sum(np.abs(x_GA))
+  assert np.sqrt(np.mean(moved_FE**2)) == pytest.approx(dense, rel=0.15)
+
+
 def model(width, layer):
   return lm.ByteLM(
     width=width,
