@@ -124,11 +124,12 @@ def _logits(
     mask_all=float(how.mask_all == 1), context=window // 2
   )
   laid = event_batches.Rows(shown, window * columns, how)
-  # Known cells first, then a hidden label, the one asked for, other missing.
-  key_EC = np.where(known.left_EC, 3, 0)
+  # Known cells first, the one asked for, other missing, then a hidden label,
+  # which says nothing and stands there in most rows of training.
+  key_EC = np.where(known.left_EC, 2, 0)
   if how.mask_all == 1 and corpus.tokenizer.label is not None:
-    key_EC[:, -1] = np.maximum(key_EC[:, -1], 1)
-  np.put_along_axis(key_EC, known.target_E[:, None], 2, axis=1)
+    key_EC[:, -1] = 3
+  np.put_along_axis(key_EC, known.target_E[:, None], 1, axis=1)
   order_EC = np.argsort(key_EC, axis=1, kind='stable')
   rank_EC = np.argsort(order_EC, axis=1).astype(np.int32)
   for first in range(0, len(laid), batch_size):

@@ -18,14 +18,13 @@ _CARDS = {'time:gap': 'gap'} | {name: name for name in card_world.COLUMNS}
 
 @dataclasses.dataclass(frozen=True)
 class EventImputation:
-  """Nats of each column that is read last, after all others of its event.
+  """Nats of each column that is read after all others of its event.
 
-  For models of shuffled columns; labels are hidden. Of card users also the
-  excess over the exact posterior, `regret`: what a query in one pass loses, not
-  what the model lacks. In the columns' own order, which most rows have, it
-  learns the hour given the gap; the gap given the hour is a difference of hours
-  modulo 24, which few rows ask for. Probabilities of the whole event with every
-  gap in turn, divided by their sum, are as good as exact (bench.event_gaps).
+  For models of shuffled columns; labels are hidden, and stay last. Of card
+  users also the excess over the exact posterior, `regret`: what a query in one
+  pass loses, not what the model lacks, since probabilities of the whole event
+  with every value in turn, divided by their sum, say it, too
+  (bench.event_gaps).
 
   entities: at most so many are scored; window, context: events.
   """
@@ -55,7 +54,9 @@ class EventImputation:
     for c, column in enumerate(columns):
       if column.kind in ('hour', 'weekday', 'label'):
         continue
-      order = [i for i in range(len(columns)) if i != c] + [c]
+      order = sorted(
+        range(len(columns)), key=lambda i: (columns[i].kind == 'label', i == c)
+      )
       found = scores.score(
         apply, params, corpus, entities=count, rank_C=np.argsort(order)
       )

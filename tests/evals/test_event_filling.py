@@ -1,5 +1,6 @@
 """Filling missing cells, and drawing new events, by models made to measure."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -47,6 +48,23 @@ def test_cells_are_filled_given_the_known_ones_of_their_event():
   p = 1 / (1 + np.exp(np.where(under, -2.0, -1.0)))
   np.testing.assert_allclose(found.probability_EC[::2, 0], p[::2], rtol=1e-5)
   assert np.isnan(found.probability_EC[~missing]).all()
+
+
+@pytest.mark.parametrize(('mask_all', 'places'), [(1.0, 1), (0.0, 2)])
+def test_a_hidden_label_is_read_last(mask_all, places):
+  corpus = event_tables.draw((3, 2))
+  missing = np.zeros(corpus.ids_EC.shape, bool)
+  missing[:, 0] = True
+  ranks = []
+
+  def remember(params, ids_BT, documents_BT, *, value, rank):
+    jax.debug.callback(lambda x: ranks.append(x[0, :COLUMNS]), rank)
+    return follows(params, ids_BT, documents_BT, value=value, rank=rank)
+
+  rows = event_batches.EventRows(shuffle=1.0, mask_all=mask_all)
+  event_filling.fill(remember, None, corpus, missing, rows=rows, window=6)
+  jax.effects_barrier()
+  assert ranks[0][0] == places and ranks[0][-1] == COLUMNS - places
 
 
 def test_numbers_are_filled_with_the_median():
