@@ -1,5 +1,6 @@
 """The shapes that are compared, and the same Llama in both libraries."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -52,14 +53,20 @@ def ours(shape: Shape) -> tuple[lm.ByteLM, Any]:
     key_value_heads=shape.heads,
     hidden=shape.hidden,
   )
+  return model, _draw(model)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _draw(model: lm.ByteLM) -> Any:
+  """New parameters, by a program that is compiled once for all equal models."""
   ids_BT = jnp.zeros((1, 8), jnp.int32)
-  params = jax.jit(model.init)(jax.random.key(0), ids_BT)['params']
-  for i in range(shape.layers):
+  params = model.init(jax.random.key(0), ids_BT)['params']
+  for i in range(model.layers):
     down = params[f'block_{i}']['feed_forward']['down']
     down['kernel'] = jax.random.normal(
       jax.random.key(i), down['kernel'].shape
-    ) / np.sqrt(shape.hidden)
-  return model, params
+    ) / np.sqrt(model.hidden)
+  return params
 
 
 def theirs(shape: Shape, params: Any, attention: str) -> Any:

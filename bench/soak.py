@@ -46,6 +46,7 @@ _ENVIRONMENT = {
   'JAX_ENABLE_COMPILATION_CACHE': 'false',
   'XLA_FLAGS': (
     '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
+    ' --xla_cpu_parallel_codegen_split_count=1'
   ),
 }
 

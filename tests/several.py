@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import multihost
 
-_PATIENCE = 60
+_PATIENCE = 300
 
 
 class Job:

@@ -35,6 +35,13 @@ def patched_model(entropy, threshold=0.9):
   )
 
 
+@pytest.fixture(scope='module', autouse=True)
+def _draw_initial():
+  with pytest.MonkeyPatch.context() as patch:
+    tiny_runs.draw_initial(patch, train)
+    yield
+
+
 @pytest.fixture(scope='module')
 def texts(tmp_path_factory):
   return tiny_runs.write_texts(tmp_path_factory.mktemp('initial') / 'texts')
@@ -43,7 +50,7 @@ def texts(tmp_path_factory):
 @pytest.fixture(scope='module')
 def entropy_run(texts, tmp_path_factory):
   workdir = tmp_path_factory.mktemp('entropy')
-  train.train(tiny_runs.make_config(texts), str(workdir))
+  train.train(tiny_runs.make_config(texts, evals=()), str(workdir))
   return workdir
 
 

@@ -154,7 +154,7 @@ TRAIN = ('train.py', '--config=x')
 
 
 def test_slurm_looks_first_and_then_runs(bin_folder):
-  assert launch(bin_folder, 'slurm/job.sbatch', *TRAIN, **SLURM).wait(20) == 0
+  assert launch(bin_folder, 'slurm/job.sbatch', *TRAIN, **SLURM).wait(300) == 0
   before, run = calls(bin_folder)
   assert before == (
     'python train.py --config=x --dry_run --devices=16 --chip=H100'
@@ -166,7 +166,7 @@ def test_slurm_looks_first_and_then_runs(bin_folder):
 
 def test_slurm_runs_other_commands_as_they_are(bin_folder):
   job = launch(bin_folder, 'slurm/job.sbatch', 'eval.py', '--a=b c', **SLURM)
-  assert job.wait(20) == 0
+  assert job.wait(300) == 0
   assert calls(bin_folder) == [
     'srun --kill-on-bad-exit=1 python eval.py --a=b c'
   ]
@@ -182,7 +182,7 @@ def test_slurm_queues_again_what_may_go_on(bin_folder, code, restarts, again):
     bin_folder, 'slurm/job.sbatch', *TRAIN, **SLURM,
     SLURM_RESTART_COUNT=str(restarts),
   )  # fmt: skip
-  assert job.wait(20) == code
+  assert job.wait(300) == code
   assert ('scontrol requeue 7' in calls(bin_folder)) == again
 
 
@@ -191,7 +191,8 @@ def test_slurm_lets_the_run_save_when_time_is_up(bin_folder):
   fake(
     bin_folder, 'srun',
     'trap "sleep 0.2; echo saved >>\\"$CALLS\\"; exit 75" TERM\n'
-    'echo $$ >"$CALLS.pid"; while :; do sleep 0.05; done',
+    'echo $$ >"$CALLS.new"; mv "$CALLS.new" "$CALLS.pid"\n'
+    'while :; do sleep 0.05; done',
   )  # fmt: skip
   fake(
     bin_folder, 'scancel',
@@ -201,7 +202,7 @@ def test_slurm_lets_the_run_save_when_time_is_up(bin_folder):
   while not (bin_folder / 'calls.pid').exists():
     time.sleep(0.05)
   job.send_signal(signal.SIGTERM)
-  assert job.wait(20) == 75
+  assert job.wait(300) == 75
   assert calls(bin_folder)[1:] == [
     'scancel --signal=TERM 7', 'saved', 'scontrol requeue 7'
   ]  # fmt: skip
@@ -221,7 +222,7 @@ def test_tpu_makes_the_vm_anew_after_a_preemption(bin_folder):
     'esac',
   )  # fmt: skip
   job = launch(bin_folder, 'tpu/run.sh', *TRAIN, '--set', 'a=b c', **TPU)
-  assert job.wait(20) == 0, job.stderr.read()
+  assert job.wait(300) == 0, job.stderr.read()
   made = [line.split()[0] for line in calls(bin_folder)]
   assert made == [
     'python', 'describe', 'ssh', 'describe', 'delete', 'create', 'git', 'scp',
@@ -238,5 +239,5 @@ def test_tpu_makes_the_vm_anew_after_a_preemption(bin_folder):
 def test_tpu_gives_up(bin_folder):
   fake(bin_folder, 'gcloud', 'exit 1')
   job = launch(bin_folder, 'tpu/run.sh', *TRAIN, **TPU, RESTARTS='1')
-  assert job.wait(20) == 1
+  assert job.wait(300) == 1
   assert 'attempt 2 of 2' in job.stderr.read()

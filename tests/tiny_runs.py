@@ -18,6 +18,7 @@ from samplers import chain
 from training import objectives
 from training import optimizer
 from training import sharding
+from training import step
 
 MODEL = lm.ByteLM(width=16, layers=1, heads=2, key_value_heads=1, hidden=16)
 
@@ -67,6 +68,16 @@ def draw(model: Any) -> Any:
   return jax.tree.map(
     lambda x: rng.normal(0, 0.2, x.shape).astype(np.float32), shapes
   )
+
+
+def draw_initial(monkeypatch: Any, module: Any) -> None:
+  """Makes runs of `train`, given as a module, begin with drawn parameters."""
+
+  def init(config: base.Config, transformation: Any) -> step.TrainState:
+    key = jax.random.key(config.seed)
+    return step.create(draw(config.model), transformation, key)
+
+  monkeypatch.setattr(module, '_init', init)
 
 
 def turn_clocks_back(monkeypatch: Any) -> None:

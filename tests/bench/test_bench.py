@@ -3,7 +3,7 @@
 import dataclasses
 import importlib.util
 import re
-import time
+import types
 
 import jax
 import numpy as np
@@ -117,18 +117,26 @@ def test_ratio_is_taken_round_by_round():
   assert str(ratio) == '2.00 (1.00-4.00)'
 
 
-def test_tuned_takes_the_fastest_choice_of_every_field():
+def test_tuned_takes_the_fastest_choice_of_every_field(monkeypatch):
   @dataclasses.dataclass(frozen=True)
   class Setting:
     kind: str
     count: int
 
-  pauses = {('a', 1): 0.5, ('b', 1): 0.4, ('b', 2): 0.25, ('a', 2): 0.1}
-  found = timing.tuned(
-    Setting('a', 1),
-    {'kind': ('a', 'b'), 'count': (1, 2)},
-    lambda s: lambda: time.sleep(pauses[s.kind, s.count]),
-  )
+  now = 0.0
+
+  def build(setting):
+    def run():
+      nonlocal now
+      now += seconds[setting.kind, setting.count]
+
+    return run
+
+  clock = types.SimpleNamespace(perf_counter=lambda: now)
+  monkeypatch.setattr(timing, 'time', clock)
+  seconds = {('a', 1): 0.5, ('b', 1): 0.4, ('b', 2): 0.25, ('a', 2): 0.1}
+  choices = {'kind': ('a', 'b'), 'count': (1, 2)}
+  found = timing.tuned(Setting('a', 1), choices, build)
   assert found == Setting('b', 2)
 
 

@@ -41,7 +41,14 @@ def watch(record=None, signal=None, at=None, after=None):
   sharding.put_batch = watched
 
 
+def keep_own_lines():
+  """Leaves stdout to Python: libraries' threads print into our lines."""
+  sys.stdout = os.fdopen(os.dup(1), 'w', encoding='utf-8')
+  os.dup2(2, 1)
+
+
 def main(argv):
+  keep_own_lines()
   options = json.loads(argv[1])
   commands = options.pop('commands')
   watch(**options)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import re
 import shutil
 import signal
 import socket
@@ -28,9 +27,6 @@ from training import metrics
 READING = ('--window=32', '--stride=16')
 # Of float32 sums in another order.
 RTOL = 1e-5
-# Gloo says whom it is connected to; its threads may tear the line apart.
-GLOO = re.compile(r'Gloo|peer ranks|^\s*(Rank )?\d*\s*$')
-
 
 # Of patches that an entropy model sets, which is frozen as it begins.
 PATCHED = """
@@ -78,8 +74,6 @@ def finish(processes, codes=(0,)):
   for process in processes:
     out, err = process.communicate(timeout=1500)
     assert process.returncode in codes, err[-3000:]
-    lines = out.splitlines(True)
-    out = ''.join(line for line in lines if not GLOO.search(line))
     said.append(running.Result(process.returncode, out, err))
   return said
 

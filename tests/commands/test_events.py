@@ -21,6 +21,7 @@ from data import event_reader
 from data import event_schema
 from data import event_tokens
 from evals import event_scores
+from tests import tiny_runs
 from tests.commands import running
 from training import optimizer
 
@@ -92,7 +93,9 @@ def trained(tmp_path_factory):
   workdir = folder / 'run'
   module, own = running.load('train')
   running.parse(own)
-  assert module.train(config, str(workdir)) == 4
+  with pytest.MonkeyPatch.context() as patch:
+    tiny_runs.draw_initial(patch, module)
+    assert module.train(config, str(workdir)) == 4
   return config, workdir
 
 

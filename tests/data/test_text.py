@@ -200,10 +200,18 @@ def test_threads_that_prepare_together_prepare_once(tmp_path, monkeypatch):
 
 
 def test_processes_prepare_together_in_silence_without_tensorflow(tmp_path):
+  here, corpora = tmp_path / 'here', tmp_path / 'corpora'
+  here.mkdir()
   script = f"""
-import sys
-from data import pipeline, text
-corpus = text.Text(directory={str(tmp_path)!r}).open('test')
+import pathlib, sys, time
+from data import pipeline, sources, text
+here = pathlib.Path({str(here)!r})
+(here / sys.argv[1]).touch()
+until = time.monotonic() + 120
+while len(list(here.iterdir())) < 2 and time.monotonic() < until:
+  time.sleep(0.01)
+files = sources.TextFiles({str(ROOT / 'data' / '*.py')!r})
+corpus = text.Text(files, directory={str(corpora)!r}).open('test')
 dataset = pipeline.batches(corpus, row_length=64, batch_size=2, seed=0)
 batch = next(pipeline.iterate(dataset, 3))
 assert 'tensorflow' not in sys.modules
@@ -211,18 +219,18 @@ print(corpus.path)
 """
   runs = [
     subprocess.Popen(
-      [sys.executable, '-c', script],
+      [sys.executable, '-c', script, str(number)],
       cwd=ROOT,
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
     )
-    for _ in range(2)
+    for number in range(2)
   ]
   results = [run.communicate() for run in runs]
   assert [run.returncode for run in runs] == [0, 0], results
   assert results[0] == results[1]
-  (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+  (folder,) = (path for path in corpora.iterdir() if path.is_dir())
   assert results[0] == (f'{folder}/test\n', '')
 
 

@@ -16,6 +16,7 @@ from models import forward
 from models import lm
 from models import masks
 from models import ngrams
+from tests.training import sharded_cases
 
 SIZES = (1, 40, 0, 7, 8, 9, 23, 3, 8, 100)
 # Over the bytes 0, 1 and 2, which are ids 4, 5 and 6.
@@ -96,14 +97,8 @@ def model():
     masks=(masks.Causal(window=3), masks.Causal()),
     ngrams=ngrams.NgramEmbedding(sizes=(3,), rows=64),
   )
-  ids_BT = jnp.zeros((1, 8), jnp.int32)
-  params = jax.jit(module.init)(jax.random.key(0), ids_BT)['params']
-  leaves, tree = jax.tree.flatten(params)
-  rng = np.random.default_rng(2)
-  noisy = [
-    jnp.asarray(x + rng.normal(0, 0.3, x.shape), jnp.float32) for x in leaves
-  ]
-  return forward.pure(module), jax.tree.unflatten(tree, noisy)
+  params = jax.device_put(sharded_cases.make_params(module))
+  return forward.pure(module), params
 
 
 @pytest.mark.parametrize('stride', [3, 8])

@@ -13,6 +13,7 @@ from evals import bits_per_byte
 from evals import noise
 from models import forward
 from models import lm
+from tests.training import sharded_cases
 
 TEXT = 'Naïve café, 2 km: Groß!\n'
 BROKEN = b'ab\xff\xfec\xc3\xa9\xc3'
@@ -158,8 +159,7 @@ def test_bits_are_those_of_the_noisy_bytes(vocabulary):
 
 def test_clean_text_is_scored_as_bits_per_byte_does():
   model = lm.ByteLM(width=16, layers=1, heads=2, key_value_heads=1, hidden=16)
-  ids_BT = jnp.zeros((1, 8), jnp.int32)
-  params = jax.jit(model.init)(jax.random.key(0), ids_BT)['params']
+  params = jax.device_put(sharded_cases.make_params(model))
   documents = make_documents()
   evaluator = noise.NoisyBits(
     (noise.UpperCase(),), window=16, stride=8, batch_size=2

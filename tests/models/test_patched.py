@@ -174,9 +174,9 @@ def test_rows_that_wait_say_what_they_would_have_said(scorer, wait):
       jax.random.split(jax.random.key(3), rows),
       capacity=24, sampler=sampler,
     )  # fmt: skip
-    for count in (7, 1, 24):
+    for _ in range(7):
       state = loop.decode(
-        step, params, state, sampler, num_steps=count,
+        step, params, state, sampler, num_steps=5,
         stop_ids=tuple(range(4, 16)),
       )  # fmt: skip
     assert np.asarray(state.done_B).all()

@@ -211,7 +211,7 @@ def test_sigkill_while_saving(tmp_path: pathlib.Path) -> None:
     for name in instants
   }
   for name, step in instants.items():
-    assert children[name].wait(60) == -signal.SIGKILL
+    assert children[name].wait(600) == -signal.SIGKILL
     with opened(tmp_path / name) as checkpoints:
       restored = checkpoints.restore(abstract(make_state(1)))
       assert (restored.step, restored.extra) == (step, {'next': step})
@@ -259,7 +259,7 @@ def test_failed_save_is_raised_by_a_later_save(
   with opened(tmp_path, every=10) as checkpoints:
     checkpoints.save(10, make_state(1))
     with pytest.raises(OSError, match=r'left on device\); there is no other'):
-      for _ in range(600):  # Not due, so nothing waits for the first save.
+      for _ in range(6000):  # Not due, so nothing waits for the first save.
         assert not checkpoints.save(11, make_state(1))
         time.sleep(0.05)
     assert not list((tmp_path / 'checkpoints').iterdir())

@@ -17,7 +17,7 @@ import jax
 from training import stopping
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 with stopping.stop_signal() as asked:
-  for step in range(3000):
+  for step in range(30000):
     if asked(step):
       print('stopped at', step, flush=True)
       break
@@ -52,7 +52,7 @@ def test_processes_stop_at_one_step():
     for child in children:
       assert child.stdout.readline() == 'ready\n'
     children[1].terminate()
-    said = [child.communicate(timeout=60)[0] for child in children]
+    said = [child.communicate(timeout=600)[0] for child in children]
   finally:
     for child in children:
       child.kill()

@@ -22,7 +22,7 @@ import sys, os, time
 from training import workdir
 with workdir.hold(sys.argv[1]):
   print(os.getpid(), flush=True)
-  time.sleep(60)
+  time.sleep(600)
 """
 
 
@@ -113,7 +113,7 @@ def test_the_holder_gives_signs_of_life(tmp_path, monkeypatch):
   monkeypatch.setattr(workdir, '_BEAT', 0.01)
   with workdir.hold(tmp_path):
     first = second = (tmp_path / 'lock').read_text()
-    until = time.monotonic() + 60
+    until = time.monotonic() + 600
     while second == first and time.monotonic() < until:
       time.sleep(0.01)
       second = (tmp_path / 'lock').read_text()
