@@ -125,11 +125,13 @@ def _logits(
   )
   laid = event_batches.Rows(shown, window * columns, how)
   # Known cells first, the one asked for, other missing, then a hidden label,
-  # which says nothing and stands there in most rows of training.
+  # which says nothing and stands there in most rows of training. Events that
+  # miss nothing stay as they are.
   key_EC = np.where(known.left_EC, 2, 0)
   if how.mask_all == 1 and corpus.tokenizer.label is not None:
     key_EC[:, -1] = 3
-  np.put_along_axis(key_EC, known.target_E[:, None], 1, axis=1)
+  asked_E = np.flatnonzero(known.left_EC.any(1))
+  key_EC[asked_E, known.target_E[asked_E]] = 1
   order_EC = np.argsort(key_EC, axis=1, kind='stable')
   rank_EC = np.argsort(order_EC, axis=1).astype(np.int32)
   for first in range(0, len(laid), batch_size):

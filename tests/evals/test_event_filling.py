@@ -54,17 +54,19 @@ def test_cells_are_filled_given_the_known_ones_of_their_event():
 def test_a_hidden_label_is_read_last(mask_all, places):
   corpus = event_tables.draw((3, 2))
   missing = np.zeros(corpus.ids_EC.shape, bool)
-  missing[:, 0] = True
+  missing[0, 0] = True
   ranks = []
 
   def remember(params, ids_BT, documents_BT, *, value, rank):
-    jax.debug.callback(lambda x: ranks.append(x[0, :COLUMNS]), rank)
+    jax.debug.callback(lambda x: ranks.append(x[0, : 2 * COLUMNS]), rank)
     return follows(params, ids_BT, documents_BT, value=value, rank=rank)
 
   rows = event_batches.EventRows(shuffle=1.0, mask_all=mask_all)
   event_filling.fill(remember, None, corpus, missing, rows=rows, window=6)
   jax.effects_barrier()
-  assert ranks[0][0] == places and ranks[0][-1] == COLUMNS - places
+  event, other = ranks[0].reshape(2, COLUMNS)
+  assert event[0] == places and event[-1] == COLUMNS - places
+  np.testing.assert_array_equal(other, np.arange(COLUMNS))
 
 
 def test_numbers_are_filled_with_the_median():

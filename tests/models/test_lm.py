@@ -38,7 +38,7 @@ def test_agrees_with_transformers_llama(tied):
 
   ids = np.asarray(small_lm.ids(3, 17, high=260))
   with torch.no_grad():
-    expected = llama(torch.from_numpy(ids).long()).logits.numpy()
+    expected = llama(torch.tensor(ids).long()).logits.numpy()
   scale = np.abs(expected).max()
   found = small_lm.forward(model, params, ids)
   np.testing.assert_allclose(found, expected, atol=1e-4 * scale)
