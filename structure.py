@@ -15,11 +15,13 @@ sweep or conversion that was stopped goes on when its command is given again.
 import math
 import pathlib
 import re
+import sys
 from collections.abc import Sequence
 
 from absl import flags
 
 from configs import base
+from configs import cluster
 from configs import command
 from configs import coordinates
 from configs import dry_run
@@ -135,11 +137,6 @@ def sweep(config: base.Config) -> None:
 def convert(config: base.Config) -> None:
   """Makes a structured run of a dense one, and says what that costs."""
   workdir = _workdir('the new run')
-  if workdir.exists() and any(workdir.iterdir()):
-    raise ValueError(
-      f'--workdir={_WORKDIR.value} holds something already; name a new folder,'
-      ' since nothing is overwritten.'
-    )
   run = restore.restore(_CONVERT.value)
   wanted = warm_start.target(run.config, config, _SET.value)
   made = warm_start.convert(run, wanted, _LEAD.value, workdir)
@@ -149,7 +146,7 @@ def convert(config: base.Config) -> None:
       f'stopped at step {made.step} of {wanted.steps}; the conversion goes on'
       ' when the same command runs again'
     )
-    return
+    sys.exit(cluster.TRY_AGAIN)
   print(f'{_WORKDIR.value} holds the structured model')
 
 

@@ -2,10 +2,11 @@
 
 python -m bench.event_gaps --checkpoint=runs/events_fresh --users=4
 
-A model that is asked in one pass, with the gap read last, is compared by
-`eval.py` (`impute/regret_of_time:gap`). Here the same model says how likely the
-whole event is with every gap in turn, its columns in their own order, and these
-probabilities are divided by their sum. Letters: C columns, V values, T events.
+A model that is asked in one pass, with the gap read after all other columns but
+the label, is compared by `eval.py` (`impute/regret_of_time:gap`). Here the same
+model says how likely the whole event is with every gap in turn, its columns in
+their own order, and these probabilities are divided by their sum. Letters: C
+columns, V values, T events.
 """
 
 from collections.abc import Callable, Sequence

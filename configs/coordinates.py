@@ -164,16 +164,16 @@ def measure(config: base.Config, steps: int, seeds: int = 1) -> Point:
     {name: [one[name] for one in own] for name in own[0]}
     for own in zip(*found, strict=True)
   )
+  errors = {}
+  with np.errstate(invalid='ignore'):  # Of what does not move.
+    for name, x in (changes | layers).items() if seeds > 1 else ():
+      errors[name] = float(np.std(x, ddof=1) / np.mean(x) / seeds**0.5)
   return Point(
     width_of(config.model),
     {name: float(np.mean(x)) for name, x in changes.items()},
     float(np.mean(losses)),
     {name: float(np.mean(x)) for name, x in layers.items()},
-    {
-      name: float(np.std(x, ddof=1) / np.mean(x) / seeds**0.5)
-      for name, x in (changes | layers).items()
-      if seeds > 1
-    },
+    errors,
   )
 
 

@@ -105,12 +105,15 @@ def convert(
     raise ValueError(f'--lead={lead} must be in [0, 1], as 0.5.')
   config.data.prepare()
   partial = workdir.with_name(f'{workdir.name}.incomplete')
+  _check_free(workdir)
   with workdir_lib.hold(partial):
     file = kept.Kept(
       partial / 'stages.json', _setting(run, config, lead), kind='conversion',
       label='stages',
     )  # fmt: skip
     stages = file.read(lambda row: Stage(**row))
+    if not stages:  # Checkpoints without them are of nobody knows what.
+      shutil.rmtree(partial / 'checkpoints', ignore_errors=True)
 
     def judge(name: str, config: base.Config, params: Any) -> None:
       if name not in stages:
@@ -134,6 +137,14 @@ def convert(
     if step == config.steps:
       save(made, workdir, partial)
   return made
+
+
+def _check_free(workdir: pathlib.Path) -> None:
+  if workdir.exists() and any(workdir.iterdir()):
+    raise ValueError(
+      f'--workdir={workdir} holds something already; name a new folder, since'
+      ' nothing is overwritten.'
+    )
 
 
 def _setting(run: restore.Run, config: base.Config, lead: float) -> Any:
@@ -178,6 +189,7 @@ def save(made: Converted, workdir: pathlib.Path, partial: pathlib.Path) -> None:
 
   partial: folder where it is made, and which goes when it is there.
   """
+  _check_free(workdir)
   whole = partial / 'run'
   shutil.rmtree(whole, ignore_errors=True)
   tree = base.to_json(made.config)
@@ -268,7 +280,8 @@ class Training:
         if not metrics.finite:
           raise ValueError(
             f'the loss is no number at step {i} of the conversion; lower'
-            f' optimizer.learning_rate={config.optimizer.learning_rate}.'
+            f' optimizer.learning_rate={config.optimizer.learning_rate}, with'
+            ' another --workdir.'
           )
     return state
 

@@ -81,6 +81,11 @@ def test_a_conversion_that_is_killed_leaves_no_run(
     with pytest.raises(KeyboardInterrupt):
       warm_start.save(made, workdir, partial)
   assert not workdir.exists() and len(list(tmp_path.iterdir())) == 1
+  workdir.mkdir()
+  (workdir / 'notes').touch()
+  with pytest.raises(ValueError, match='run holds something already'):
+    warm_start.save(made, workdir, partial)
+  (workdir / 'notes').unlink()
   # The same command again takes what it finds away.
   warm_start.save(made, workdir, partial)
   assert [path.name for path in tmp_path.iterdir()] == ['run']

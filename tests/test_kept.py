@@ -1,7 +1,9 @@
 """Results that outlive the command that found them."""
 
+import errno
 import json
 import math
+import os
 
 import pytest
 
@@ -50,11 +52,17 @@ def test_what_is_no_such_file_is_named(text, tmp_path):
     kept.Kept(path, 1, flag='--out').read(float)
 
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path):
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
   file = kept.Kept(tmp_path / 'rates.json', {'steps': 3})
   file.write({'a': 1.0})
-  with pytest.raises(TypeError):
-    file.write({'a': 1.0, 'b': object()})
+
+  def fail(_):
+    raise OSError(errno.ENOSPC, 'no space left on device')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(os, 'fsync', fail)
+    with pytest.raises(OSError, match='no space'):
+      file.write({'a': 1.0, 'b': 2.0})
   assert file.read(float) == {'a': 1.0}
   assert json.loads(file.path.read_text())['setting'] == {'steps': 3}
   assert math.isclose(file.read(lambda x: 2 * x)['a'], 2.0)

@@ -169,13 +169,16 @@ def test_a_sweep_is_the_training_at_every_rate(config):
 @pytest.fixture
 def trainings(monkeypatch):
   """A formula in the place of training: runs done, and when one is killed."""
-  seen = types.SimpleNamespace(runs=[], until=math.inf)
+  seen = types.SimpleNamespace(runs=[], until=math.inf, data={})
 
   def trial(config, steps):
     width = coordinates.width_of(config.model)
 
     def run(seed, rate, batches):
       assert len(batches) == steps
+      data = np.stack([batch['ids'] for batch in batches])
+      known = seen.data.setdefault(seed, data)
+      np.testing.assert_array_equal(known, data)
       if len(seen.runs) == seen.until:
         raise KeyboardInterrupt
       seen.runs.append((width, seed, rate))
@@ -194,6 +197,7 @@ def test_a_sweep_that_is_killed_goes_on(config, trainings, tmp_path):
   every = list(itertools.product((16, 32), (0, 1), (0.01, 0.1, 0.5)))
   whole = sweep.run(tmp_path / 'whole')
   assert trainings.runs == every
+  assert (trainings.data[0] != trainings.data[1]).any()
   assert whole[0].losses[2] == math.inf and whole[1].width == 32
   assert whole[1].losses[0] == pytest.approx(0.5 + math.log(0.01) ** 2 / 32)
   trainings.runs.clear()
