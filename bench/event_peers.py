@@ -42,7 +42,7 @@ PEERS = {
 CEILING = 'exact filter'
 _COLUMNS = (
   'auc', 'average_precision', 'recall_at_fpr_0.1%', 'recall_at_fpr_1%', 'f1',
-  'log_loss', 'ece',
+  'log_loss', 'regret', 'brier', 'ece',
 )  # fmt: skip
 _COMPARED = ('average_precision', 'auc', 'log_loss')
 
@@ -191,7 +191,9 @@ def _is_kept(facts: pathlib.Path, identity: list[Any]) -> bool:
 
 def table(report: dict[str, dict[str, float]]) -> str:
   """The scores as Markdown, each with its entity-bootstrap error."""
-  return _markdown('model', _COLUMNS, '.4f', report)
+  rows = report.values()
+  columns = [c for c in _COLUMNS if all(c in scores for scores in rows)]
+  return _markdown('model', columns, '.4f', report)
 
 
 def paired(name: str, found: dict[str, dict[str, float]]) -> str:

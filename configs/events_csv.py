@@ -5,7 +5,9 @@ python train.py --config=configs/events_csv.py --set data.path=FILE \\
   --set data.schema=schema.json --workdir=runs/events_csv
 
 Columns are read in shuffled orders, so that any of them can be filled in given
-the others, and labels of earlier events are shown in some rows.
+the others, and labels of earlier events are shown in some rows. Where all
+events of an entity have its label, as of customers who left,
+configs/events_entity.py shows none.
 """
 
 import dataclasses
@@ -13,7 +15,6 @@ import dataclasses
 from configs import base
 from configs import events_card
 from data import event_files
-from evals import event_orders
 
 
 def get_config() -> base.Config:
@@ -21,7 +22,6 @@ def get_config() -> base.Config:
   return dataclasses.replace(
     config,
     data=event_files.Events(),
-    evals=(*config.evals, event_orders.EventOrders()),
     rows=dataclasses.replace(config.rows, shuffle=0.5, context=32),
     row_length=1024,
   )

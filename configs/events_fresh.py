@@ -23,8 +23,8 @@ def get_config() -> base.Config:
     ),
     rows=event_fresh.FreshRows(**dataclasses.asdict(config.rows)),
     objective=column_nats.ColumnNats(label_weight=10.0),
-    # 544,000 users.
-    steps=17_000,
+    # 256,000 users.
+    steps=8000,
     eval_every=4000,
     checkpoint_every=1000,
     keep=2,

@@ -67,6 +67,12 @@ class EventRows:
     """The rows of a split, each of at most `row_length` cells."""
     if stored:
       raise ValueError('rows of events take nothing stored beside them.')
+    if self.mask_all < 1 and _of_entities(corpus):
+      raise ValueError(
+        f'the label {corpus.tokenizer.label.name!r} is the same in all events'
+        ' of every entity, so that an earlier one tells it; train with'
+        ' configs/events_entity.py, which has rows.mask_all=1.'
+      )
     return Rows(corpus, row_length, self)
 
 
@@ -195,6 +201,22 @@ class Rows:
     hidden = self._first_C[-1] + event_codes.MASK
     ids_RC[:, -1] = np.where(hidden_R, hidden, ids_RC[:, -1])
     return ids_RC
+
+
+def _of_entities(corpus: Corpus) -> bool:
+  """Whether labels differ, but not among the events of one entity."""
+  label = corpus.tokenizer.label
+  if label is None:
+    return False
+  id_E = np.asarray(corpus.ids_EC[:, -1])
+  known_E = id_E >= label.code.first
+  entity_E = np.repeat(
+    np.arange(len(corpus.offsets_N1) - 1), np.diff(corpus.offsets_N1)
+  )[known_E]
+  id_E = id_E[known_E]
+  changes = (np.diff(id_E) != 0) & (np.diff(entity_E) == 0)
+  repeats = np.diff(entity_E) == 0
+  return bool(repeats.any() and len(np.unique(id_E)) > 1 and not changes.any())
 
 
 def cut(offsets_N1: np.ndarray, room: int, context: int) -> Pieces:

@@ -62,17 +62,13 @@ class EventImputation:
       )
       nats_E = found.nats_EC[:, c].astype(np.float64)
       best_E = exact(corpus, c, len(nats_E))
-      entity_E = np.searchsorted(
-        corpus.offsets_N1, np.arange(len(nats_E)), side='right'
-      )
       for name, x_E in (
         ('nats', nats_E),
         ('regret', None if best_E is None else nats_E - best_E),
       ):
         if x_E is not None:
-          mean, error = _mean(x_E, entity_E)
-          report[f'impute/{name}_of_{column.name}'] = mean
-          report[f'impute/{name}_of_{column.name}_stderr'] = error
+          name = f'impute/{name}_of_{column.name}'
+          report |= event_scores.mean(name, corpus, x_E)
     return report
 
 
@@ -124,15 +120,3 @@ def _same(
       truth_NT = np.where(truth_NT < 0, shape[2] - 1, truth_NT)
   return truth_NT[..., None] == values_V
 
-
-def _mean(x_E: np.ndarray, entity_E: np.ndarray) -> tuple[float, float]:
-  """The mean of what is no NaN, and its standard error over entities."""
-  known_E = np.isfinite(x_E)
-  x_E, entity_E = x_E[known_E], entity_E[known_E]
-  mean = float(x_E.mean())
-  sums_N = np.bincount(entity_E, x_E - mean)
-  entities = len(np.unique(entity_E))
-  if entities < 2:
-    return mean, float('nan')
-  spread = entities / (entities - 1) * np.sum(sums_N**2)
-  return mean, float(np.sqrt(spread) / len(x_E))

@@ -223,11 +223,13 @@ class EventScores:
       members_K = self._members(corpus.tokenizer.label)
       corrected = dataclasses.replace(
         scores, probability_E=consolidate(log_p_EK, members_K), ceiling_E=None
-      ).metrics()
+      ).report(self.replicates)
       for name in ('log_loss', 'brier', 'ece'):
-        report[f'calibrated_{name}'] = corrected[name]
+        for key in (name, f'{name}_stderr'):
+          report[f'calibrated_{key}'] = corrected[key]
     if best is not None:
-      report |= _ceiling(corpus, found, scores, best)
+      replicates = self.replicates if whole else 0
+      report |= _ceiling(corpus, found, scores, best, replicates)
     return report
 
   def _members(self, label: Any) -> np.ndarray:
@@ -247,20 +249,22 @@ def _ceiling(
   found: Found,
   scores: event_metrics.Scores,
   best: event_ceilings.Ceiling,
+  replicates: int,
 ) -> dict[str, float]:
   """The best scores that there are, and what the model's columns lack."""
   exact = dataclasses.replace(
     scores, probability_E=scores.ceiling_E, ceiling_E=None
   )
+  best_scores = exact.report(replicates) if replicates else exact.metrics()
   report = {
     f'ceiling_{name}': value
-    for name, value in exact.metrics().items()
-    if name != 'f1'
+    for name, value in best_scores.items()
+    if not name.startswith('f1')
   }
   names = [column.name for column in corpus.tokenizer.columns]
   for name, nats_E in best.nats.items():
     excess_E = found.nats_EC[:, names.index(name)] - nats_E
-    report[f'regret_of_{name}'] = float(np.nanmean(excess_E))
+    report |= mean(f'regret_of_{name}', corpus, excess_E)
   return report
 
 
@@ -341,19 +345,32 @@ def _nats(corpus: Any, nats_EC: np.ndarray) -> dict[str, float]:
     raise ValueError(
       f'split {corpus.split!r} has no event to score; choose another one.'
     )
-  events = int(scored_E.sum())
-  offsets_N1 = np.minimum(corpus.offsets_N1, len(nats_EC))
-  sums_E = np.append(0.0, np.cumsum(np.nansum(nats_EC, 1, dtype=np.float64)))
-  counts_E = np.append(0, np.cumsum(scored_E))
-  nats_N = np.diff(sums_E[offsets_N1])
-  mean = float(nats_N.sum() / events)
-  residual_N = nats_N - mean * np.diff(counts_E[offsets_N1])
-  entities = int((np.diff(offsets_N1) > 0).sum())
-  report = {'nats_per_event': mean}
-  if entities > 1:
-    spread = entities / (entities - 1) * np.sum(residual_N**2)
-    report['nats_per_event_stderr'] = float(np.sqrt(spread) / events)
+  every = {'per_event': np.nansum(nats_EC, 1, dtype=np.float64)}
   for c, column in enumerate(corpus.tokenizer.columns):
-    total = float(np.nansum(nats_EC[:, c], dtype=np.float64))
-    report[f'nats_of_{column.name}'] = total / events
-  return report | {'events': events, 'entities': entities}
+    every[f'of_{column.name}'] = np.nan_to_num(nats_EC[:, c].astype(float))
+  report = {}
+  for name, nats_E in every.items():
+    nats_E = np.where(scored_E, nats_E, np.nan)
+    report |= mean(f'nats_{name}', corpus, nats_E)
+  entities = int((np.diff(_offsets(corpus, nats_EC)) > 0).sum())
+  return report | {'events': int(scored_E.sum()), 'entities': entities}
+
+
+def _offsets(corpus: Any, x_E: np.ndarray) -> np.ndarray:
+  """Where entities begin among the first events of a corpus."""
+  return np.minimum(corpus.offsets_N1, len(x_E))
+
+
+def mean(name: str, corpus: Any, x_E: np.ndarray) -> dict[str, float]:
+  """The mean of what is no NaN, with its standard error over entities."""
+  known_E, offsets_N1 = np.isfinite(x_E), _offsets(corpus, x_E)
+  sums_E = np.append(0.0, np.cumsum(np.where(known_E, x_E, 0.0)))
+  sums_N = np.diff(sums_E[offsets_N1])
+  counts_N = np.diff(np.append(0, np.cumsum(known_E))[offsets_N1])
+  value = float(sums_N.sum() / counts_N.sum())
+  found, entities = {name: value}, int((counts_N > 0).sum())
+  if entities > 1:
+    spread = np.sum((sums_N - value * counts_N) ** 2) / (entities - 1)
+    error = np.sqrt(entities * spread) / counts_N.sum()
+    found[f'{name}_stderr'] = float(error)
+  return found

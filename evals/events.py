@@ -309,6 +309,15 @@ def _task(directory: str, step: int | None, path: str) -> Task:
   reader = event_reader.Reader(path, read)
   table = pa.concat_tables([chunk.table for chunk in reader.chunks()])
   reader.check(way_out='or take these rows out')
+  if label is not None and not hidden:
+    words = data.tokenizer.label.code.words
+    unknown = set(pc.unique(table[label]).to_pylist()) - {None, *words}
+    if unknown:
+      raise ValueError(
+        f'{path}: column {label!r} has {sorted(unknown)[:3]}, which no label'
+        f' of training is; they are {list(words)}. Mend it, or give'
+        ' --labels=hidden.'
+      )
   keys = [schema.entity, schema.time, event_reader.LINE]
   table = table.take(
     pc.sort_indices(table, sort_keys=[(key, 'ascending') for key in keys])

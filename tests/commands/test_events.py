@@ -264,6 +264,18 @@ def test_values_too_many_for_ids_come_from_the_history():
   assert found[:2] == ['b', 'b'] and found[2] in ('x', 'y') and last == 'd'
 
 
+@pytest.mark.parametrize('name', ['predict', 'generate'])
+def test_a_label_of_no_training_event_is_named(use, name):
+  def change(table):
+    values = table['fraud'].to_pylist()
+    place = table.column_names.index('fraud')
+    return table.set_column(place, 'fraud', pa.array(['weird', *values[1:]]))
+
+  message = r"column 'fraud' has \['weird'\], which no label of training is"
+  with pytest.raises(SystemExit, match=message):
+    use(name, change, '--labels=revealed')
+
+
 @pytest.mark.parametrize(
   ('name', 'arguments', 'message'),
   [

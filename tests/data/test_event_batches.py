@@ -132,6 +132,25 @@ def test_batches_are_pure_functions_of_the_step():
   assert len({one[i]['rank'].tobytes() for i in range(12)}) == 12
 
 
+def test_labels_of_entities_are_not_shown():
+  corpus = event_tables.draw(SIZES, unlabelled=0.2)
+  hidden, shown = event_batches.EventRows(), event_batches.EventRows(mask_all=0)
+  assert len(shown(corpus, 5 * COLUMNS)) == len(hidden(corpus, 5 * COLUMNS))
+  known = corpus.ids_EC[:, -1] != event_codes.NULL
+  of_entity = np.repeat(3 + np.arange(len(SIZES)) % 2, SIZES)
+  corpus.ids_EC[known, -1] = of_entity[known]
+  with pytest.raises(
+    ValueError,
+    match=r"'fraud' is the same in all events of every entity.*events_entity",
+  ):
+    shown(corpus, 5 * COLUMNS)
+  assert len(hidden(corpus, 5 * COLUMNS))
+  # Where they are all alike they tell nothing, nor where one is enough.
+  corpus.ids_EC[known, -1] = 3
+  assert len(shown(corpus, 5 * COLUMNS))
+  assert len(shown(event_tables.draw((1,) * 9), 5 * COLUMNS))
+
+
 @pytest.mark.parametrize(
   ('events', 'how', 'message'),
   [

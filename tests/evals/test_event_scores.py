@@ -48,6 +48,7 @@ def test_every_event_is_scored_after_its_whole_history():
   scored = corpus.scored_E.sum()
   np.testing.assert_allclose(found['nats_per_event'], total / scored, rtol=1e-5)
   np.testing.assert_allclose(found['nats_of_place'], 2.0, rtol=1e-5)
+  assert found['nats_of_place_stderr'] < 1e-6 < found['nats_of_fraud_stderr']
   assert (found['events'], found['entities']) == (scored, len(SIZES))
   # By pairs: how often a yes has the higher probability.
   yes, no = p[counts & (label == 4)], p[counts & (label == 3)]
