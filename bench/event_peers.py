@@ -151,7 +151,7 @@ def run(
   ceiling_E = splits.ceiling_E
   report = {}
   if ceiling_E is not None:
-    scores = splits.scores(ceiling_E, 0.5)
+    scores = splits.scores(ceiling_E, 0.5, ceiling_E)
     report[CEILING] = scores.report(replicates)
     np.save(folder / f'{CEILING}.npy', ceiling_E)
   for name in peers:
