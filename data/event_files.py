@@ -12,7 +12,6 @@ import json
 import pathlib
 import shutil
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +33,6 @@ _LAYOUT = 2
 # Of the hashes of entities: train is below 60%, validation below 80%.
 _BORDERS = int(0.6 * 2**64), int(0.8 * 2**64)
 _PARTITION_BYTES = 2**28
-_LISTED = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +71,15 @@ class Events:
       raise ValueError(
         f'data.on_bad={self.on_bad!r} is unknown; choose one of {ON_BAD}.'
       )
+    if not 0 <= self.max_bad_fraction <= 1:  # So is NaN.
+      raise ValueError(
+        f'data.max_bad_fraction={self.max_bad_fraction} must be from 0 to 1.'
+      )
+    for name in event_tokens.Limits._fields:
+      if getattr(self, name) < 1:
+        raise ValueError(
+          f'data.{name}={getattr(self, name)} must be at least 1.'
+        )
     if self.partitions & (self.partitions - 1) or self.partitions < 0:
       raise ValueError(
         f'data.partitions={self.partitions} must be a power of 2, or 0.'
@@ -149,7 +156,9 @@ class Events:
     scratch.mkdir()
     counted = self._distribute(folder, scratch)
     parts = sorted(scratch.glob('*.parquet'))
-    found = [self._sort(part) for part in parts]
+    found = [
+      event_partitions.sort(part, self.layout, self._paths) for part in parts
+    ]
     self._warn(found)
     times = None
     if self.split_by != 'entity':
@@ -159,8 +168,9 @@ class Events:
       )
       times = np.quantile(time_E, [0.6, 0.8], method='lower')
     stored = _Stored(self, parts, times)
-    tokenizer = event_tokens.fit(self.layout, stored, self._limits)
+    self._check_splits(stored, found)
     self._check_label(stored)
+    tokenizer = event_tokens.fit(self.layout, stored, self._limits)
     counts = {}
     for split in event_source.SPLITS:
       writer = event_corpus.Writer(folder / split, tokenizer)
@@ -171,11 +181,6 @@ class Events:
             scored_E,
           )
       counts[split] = writer.close()
-      if not counts[split]['events']:
-        raise ValueError(
-          f'{self.path}: split {split!r} has no event; give a file with more'
-          ' entities, or another data.split_by.'
-        )
     shutil.rmtree(scratch)
     metadata = counted | {'splits': counts, 'tied': sum(f.tied for f in found)}
     event_source.finish(folder, self.layout, tokenizer, metadata)
@@ -198,7 +203,7 @@ class Events:
     quarantine = event_partitions.Quarantine(
       folder, kept=self.on_bad == 'quarantine'
     )
-    rows, bad = 0, {}
+    rows, bad, zones = 0, {}, set()
     with quarantine:
       for number, path in enumerate(self._paths):
         reader = event_reader.Reader(path, self.layout)
@@ -211,6 +216,8 @@ class Events:
           given = pa.array(np.full(len(table), number == 1))
           table = table.append_column(event_partitions.GIVEN, given)
           event_partitions.scatter(table, count, writers, scratch)
+        self._check_zones(zones, reader.zones)
+        zones |= reader.zones
         reader.check(0.0 if self.on_bad == 'error' else self.max_bad_fraction)
         if not number:
           reader.check_filled()
@@ -230,31 +237,18 @@ class Events:
       )
     return {'rows': rows, 'bad': bad}
 
-  def _sort(self, path: pathlib.Path) -> '_Found':
-    """Sorts a partition; ValueError for an entity of both files."""
-    schema = self.layout
-    table = event_partitions.ordered(pq.read_table(path), schema)
-    pq.write_table(table, path)
-    offsets_N1 = event_tokens.offsets(table, schema.entity)
-    time_E = event_tokens.microseconds(table, schema.time)
-    given_E = table[event_partitions.GIVEN].to_numpy().astype(int)
-    first_N = offsets_N1[:-1]
-    both_N = np.minimum.reduceat(given_E, first_N) != np.maximum.reduceat(
-      given_E, first_N
-    )
-    if both_N.any():
-      names = table[schema.entity].take(first_N[both_N][:_LISTED]).to_pylist()
+  def _check_zones(self, zones: set[str], more: set[str]) -> None:
+    """ValueError where times of one file alone have a zone."""
+    if zones and more and zones != more:
+      first = 'a time zone' if 'zone' in zones else 'no time zone'
+      second = 'a time zone' if 'zone' in more else 'none'
       raise ValueError(
-        f'{both_N.sum()} entities of {self.test_path} are in {self.path}, too'
-        f' (as {", ".join(map(repr, names))}), and would be trained on; take'
-        ' them out of one of the files.'
+        f'Times of {self.layout.time!r} have {first} in {self.path} and'
+        f' {second} in {self.test_path}; write all with one (as'
+        ' 2020-01-31T12:00:00Z) or all without.'
       )
-    same_E = np.diff(time_E) == 0
-    same_E[first_N[1:] - 1] = False
-    single = int((np.diff(offsets_N1) < 2).sum())
-    return _Found(len(first_N), single, int(same_E.sum()), len(table))
 
-  def _warn(self, found: list['_Found']) -> None:
+  def _warn(self, found: list[event_partitions.Found]) -> None:
     entities, single, tied, events = map(sum, zip(*found, strict=True))
     if tied:
       logging.info(
@@ -268,44 +262,55 @@ class Events:
         single, entities, self.path,
       )  # fmt: skip
 
+  def _check_splits(
+    self, stored: '_Stored', found: list[event_partitions.Found]
+  ) -> None:
+    """ValueError where a split has nothing to learn from, or to score."""
+    entities, _, _, events = map(sum, zip(*found, strict=True))
+    for split in event_source.SPLITS:
+      if not len(stored.select([self.layout.time], split)):
+        raise ValueError(
+          f'{self.path}: split {split!r} by data.split_by={self.split_by!r} has'
+          f' none of the {events} events (of {entities} entities); give a file'
+          ' with more entities or times, or another data.split_by.'
+        )
+
   def _check_label(self, stored: '_Stored') -> None:
-    """ValueError where training lacks a class that is needed."""
+    """ValueError where a class of a split would be unknown."""
     schema = self.layout
     if schema.label is None:
       return
-    field = next(f for f in schema.fields if f.kind == 'label')
-    seen = {}
+    values = next(f.values for f in schema.fields if f.kind == 'label')
+    seen, where = {}, f'{self.path}: label {schema.label!r}'
     for split in event_source.SPLITS:
       column = stored.select([schema.label], split)[schema.label]
       seen[split] = set(pc.unique(column.drop_null()).to_pylist())
     if len(seen['train']) < 2:
       raise ValueError(
-        f'{self.path}: label {schema.label!r} has'
-        f' {sorted(seen["train"]) or "no value"} in all training events, and'
-        ' needs two values at least; choose another label or more entities.'
+        f'{where} has {sorted(seen["train"]) or "no value"} in all training'
+        ' events, and needs two values at least; choose another label or more'
+        ' entities.'
       )
-    known = seen['train'] | set(field.values)
-    for split in event_source.SPLITS[1:]:
-      unseen = sorted(seen[split] - known)
+    if not values and len(seen['train']) > self.max_words:
+      raise ValueError(
+        f'{where} has {len(seen["train"])} values in training, more than'
+        f' data.max_words={self.max_words}; raise that, or choose another'
+        ' label.'
+      )
+    for split in event_source.SPLITS:
+      unseen = sorted(seen[split] - (set(values) or seen['train']))
+      if unseen and values:
+        raise ValueError(
+          f'{where} is {unseen[0]!r} in split {split!r}, and the "values" of'
+          f' that field of the schema are {list(values)[:10]}; name all values'
+          ' there, or correct them.'
+        )
       if unseen:
         raise ValueError(
-          f'{self.path}: label {schema.label!r} is {unseen[0]!r} in split'
-          f' {split!r} and never in training, where it is one of'
-          f' {sorted(known)[:10]}; name all values in the "values" of that'
-          ' field of the schema, or correct them.'
+          f'{where} is {unseen[0]!r} in split {split!r} and never in training,'
+          f' where it is one of {sorted(seen["train"])[:10]}; name all values'
+          ' in the "values" of that field of the schema, or correct them.'
         )
-
-
-class _Found(NamedTuple):
-  """Of a partition: entities, those with one event, events at equal times.
-
-  events: all of them.
-  """
-
-  entities: int
-  single: int
-  tied: int
-  events: int
 
 
 class _Stored:

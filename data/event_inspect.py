@@ -15,6 +15,7 @@ from data import event_cells
 from data import event_reader
 from data import event_rows
 from data import event_schema
+from data import event_times
 from data import parquet_files
 
 # A column is of a kind if this share of its values is.
@@ -240,9 +241,9 @@ def _time_format(
   # What most of the first values are not, the column is not.
   head = text.drop_null()[:_HEAD]
   for form in _FORMATS:
-    if _share(event_cells.times([head], '', form)[0]) < 0.5:
+    if _share(event_times.read([head], '', form)[0]) < 0.5:
       continue
-    found, _, _ = event_cells.times([text], '', form)
+    found, _, _ = event_times.read([text], '', form)
     if len(found) - found.null_count >= _ENOUGH * values:
       return form
   if coded or _share(event_cells.numbers(head, '')[0]) < 0.5:
@@ -275,7 +276,7 @@ def _times(
     for form in ('%Y %m %d %H:%M', '%Y %m %d %H:%M:%S', '%Y %m %d'):
       if len(form.split()) != len(names):
         continue
-      times, _, _ = event_cells.times([columns[n] for n in names], '', form)
+      times, _, _ = event_times.read([columns[n] for n in names], '', form)
       if len(times) - times.null_count >= _ENOUGH * len(times):
         result.append((names, form))
         break

@@ -27,11 +27,14 @@ class Layout:
   """A published table: its schema and, where needed, how it becomes one file.
 
   files: what `rows` is made from; rows: header and rows of the CSV.
+  config: experiment to train with, and settings of it.
   """
 
   schema: event_schema.Schema
   files: tuple[str, ...] = ()
   rows: Callable[..., Iterator[Sequence[object]]] | None = None
+  config: str = 'configs/events_csv.py'
+  settings: tuple[str, ...] = ()
 
 
 def _fields(**kinds: str) -> tuple[event_schema.Field, ...]:
@@ -196,6 +199,7 @@ LAYOUTS = {
     ),
     ('reviews.json.gz',),
     amazon_rows,
+    settings=tuple(f'evals.{i}.positive=4.0,5.0' for i in range(2)),
   ),
   # Financial data of PKDD'99 (Berka).
   'berka': Layout(
@@ -215,6 +219,7 @@ LAYOUTS = {
     ),
     ('trans.asc', 'loan.asc'),
     berka_rows,
+    'configs/events_entity.py',
   ),
   # Churn of customers of Rosbank; the target is of the customer.
   'rosbank': Layout(
@@ -230,6 +235,7 @@ LAYOUTS = {
         trx_category='category',
       )
       + _label('target_flag', '0', '1'),
-    )
+    ),
+    config='configs/events_entity.py',
   ),
 }

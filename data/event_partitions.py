@@ -3,6 +3,8 @@
 import csv
 import hashlib
 import pathlib
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -12,9 +14,23 @@ import pyarrow.parquet as pq
 from data import event_reader
 from data import event_rows
 from data import event_schema
+from data import event_tokens
 
 # Columns beside the schema's: the entity's hash; is the row of the test file.
 KEY, GIVEN = ':key', ':given'
+_LISTED = 5
+
+
+class Found(NamedTuple):
+  """Of a partition: entities, those with one event, events at equal times.
+
+  events: all of them.
+  """
+
+  entities: int
+  single: int
+  tied: int
+  events: int
 
 
 class Quarantine:
@@ -30,6 +46,7 @@ class Quarantine:
       )
       self._writer = csv.writer(self._file)
       self._writer.writerow(['file', *event_rows.Bad._fields])
+      self._whole: dict[pathlib.Path, event_rows.Whole] = {}
     return self
 
   def __exit__(self, *error: object) -> None:
@@ -37,9 +54,16 @@ class Quarantine:
       self._file.close()
 
   def add(self, path: str, bad: list[event_rows.Bad]) -> None:
-    """Writes rows where they are kept."""
-    if self._path:
-      self._writer.writerows([path, *row] for row in bad)
+    """Writes rows, in the order of the file, where they are kept."""
+    if not self._path or not bad:
+      return
+    file = pathlib.Path(path).expanduser()
+    if event_rows.is_parquet(file):
+      if file not in self._whole:
+        self._whole[file] = event_rows.Whole(file)
+      whole = self._whole[file]
+      bad = [row._replace(text=whole.text(row.line)) for row in bad]
+    self._writer.writerows([path, *row] for row in bad)
 
 
 def scatter(
@@ -59,6 +83,33 @@ def scatter(
       path = scratch / f'{part:06d}.parquet'
       writers[part] = pq.ParquetWriter(path, rows.schema)
     writers[part].write_table(rows)
+
+
+def sort(
+  path: pathlib.Path, schema: event_schema.Schema, files: Sequence[str]
+) -> Found:
+  """Sorts a partition; ValueError for an entity of both files."""
+  table = ordered(pq.read_table(path), schema)
+  pq.write_table(table, path)
+  offsets_N1 = event_tokens.offsets(table, schema.entity)
+  time_E = event_tokens.microseconds(table, schema.time)
+  given_E = table[GIVEN].to_numpy().astype(int)
+  first_N = offsets_N1[:-1]
+  both_N = np.minimum.reduceat(given_E, first_N) != np.maximum.reduceat(
+    given_E, first_N
+  )
+  if both_N.any():
+    names = table[schema.entity].take(first_N[both_N][:_LISTED]).to_pylist()
+    first, second = files
+    raise ValueError(
+      f'{both_N.sum()} entities of {second} are in {first}, too'
+      f' (as {", ".join(map(repr, names))}), and would be trained on; take'
+      ' them out of one of the files.'
+    )
+  same_E = np.diff(time_E) == 0
+  same_E[first_N[1:] - 1] = False
+  single = int((np.diff(offsets_N1) < 2).sum())
+  return Found(len(first_N), single, int(same_E.sum()), len(table))
 
 
 def ordered(table: pa.Table, schema: event_schema.Schema) -> pa.Table:

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from data import event_cells
 from data import event_rows
 from data import event_schema
+from data import event_times
 
 # The physical line where a row begins (CSV) or its number from 1 (Parquet).
 LINE = ':line'
@@ -38,7 +39,8 @@ class Reader:
   """Reads a file by a schema and keeps count of what it met.
 
   counts: bad rows by reason; rows: all rows so far; examples: the first bad
-  ones; filled: number of values by column.
+  ones; filled: number of values by column; zones: which of 'zone', 'no zone'
+  times have.
   """
 
   def __init__(
@@ -50,7 +52,7 @@ class Reader:
     self.rows = 0
     self.examples: list[event_rows.Bad] = []
     self.filled: collections.Counter[str] = collections.Counter()
-    self._zones: set[str] = set()
+    self.zones: set[str] = set()
 
   def chunks(self) -> Iterator[Chunk]:
     """Tables of entity (text), time (microseconds of UTC), the fields, LINE.
@@ -112,7 +114,7 @@ class Reader:
     ]
     names = schema.time_columns or (schema.time,)
     parts = [raw.columns[name] for name in names]
-    time, found, zones = event_cells.times(
+    time, found, zones = event_times.read(
       parts, ' '.join(names), schema.time_format
     )
     self._check_zones(zones)
@@ -135,8 +137,8 @@ class Reader:
     return Chunk(table, sorted(bad, key=lambda row: row.line))
 
   def _check_zones(self, zones: set[str]) -> None:
-    self._zones |= zones
-    if len(self._zones) > 1:
+    self.zones |= zones
+    if len(self.zones) > 1:
       raise ValueError(
         f'{self.path}: some times of {self.schema.time!r} have a time zone and'
         ' some have none; write all with one (as 2020-01-31T12:00:00Z) or all'
@@ -161,24 +163,12 @@ def _bad_row(
   time: tuple[str, ...],
 ) -> event_rows.Bad:
   names = (problem.column,) if problem.column in raw.columns else time
-  value = ' '.join(_cell(raw.columns[name][row]) for name in names)
-  if raw.texts is None:
-    cells = [_cell(column[row]) for column in raw.columns.values()]
-    text = ','.join(cells)
-  else:
-    text = raw.texts[row]
+  value = ' '.join(event_rows.cell(raw.columns[name][row]) for name in names)
+  text = '' if raw.texts is None else raw.texts[row]
   return event_rows.Bad(
     int(raw.line_E[row]), problem.reason, problem.column, value,
     problem.expected, text,
   )  # fmt: skip
-
-
-def _cell(scalar: pa.Scalar) -> str:
-  """A value as text, also where Python has none, as for years beyond 9999."""
-  try:
-    return str(scalar.as_py())
-  except (ValueError, OverflowError):
-    return f'a {scalar.type} that Python does not know'
 
 
 def described(bad: event_rows.Bad) -> str:

@@ -21,7 +21,7 @@ _LONGEST_ROW, _HELD, _MOST_COLUMNS = 2**22, 2**26, 10_000
 
 
 class Bad(NamedTuple):
-  """A row that is not read: where, why, and its text."""
+  """A row that is not read: where, why, and its text (of CSV)."""
 
   line: int
   reason: str
@@ -32,7 +32,7 @@ class Bad(NamedTuple):
 
 
 class Raw(NamedTuple):
-  """Cells as they came; text(i) is the whole row i."""
+  """Cells as they came; texts (of CSV) are the whole rows."""
 
   columns: dict[str, pa.Array]
   line_E: np.ndarray
@@ -43,13 +43,14 @@ class Raw(NamedTuple):
 def header(path: str | pathlib.Path, delimiter: str = ',') -> list[str]:
   """The names of a file's columns; ValueError where they cannot be used."""
   path = pathlib.Path(path).expanduser()
+  event_schema.check_delimiter(delimiter)
   if is_parquet(path):
     names = parquet_files.names(path)
   else:
     with _opened(path) as file:
       try:
         lines = _Lines(file, path)
-        names = next(csv.reader(lines, delimiter=delimiter, strict=True), [])
+        names = _first(csv.reader(lines, delimiter=delimiter, strict=True))
       except csv.Error as error:
         raise ValueError(
           f'{path} cannot be read as CSV ({error}); check its delimiter and'
@@ -133,6 +134,50 @@ def _parquet_chunks(path: pathlib.Path, names: Sequence[str]) -> Iterator[Raw]:
     first += rows
 
 
+class Whole:
+  """Rows of Parquet with all their columns, as lines of CSV."""
+
+  def __init__(self, path: pathlib.Path) -> None:
+    self._names, kinds = parquet_files.names(path), parquet_files.kinds(path)
+    self._plain = [name for name in self._names if name in kinds]
+    self._pieces = parquet_files.pieces(path, self._plain, _CHUNK)
+    self._arrays: list[pa.Array] = []
+    self._first, self._after = 1, 1
+
+  def text(self, line: int) -> str:
+    """A row at or after the one that was asked for last."""
+    while line >= self._after:
+      self._arrays = next(self._pieces)
+      self._first, self._after = self._after, self._after + len(self._arrays[0])
+    cells = {
+      name: _written(array[line - self._first])
+      for name, array in zip(self._plain, self._arrays, strict=True)
+    }
+    file = io.StringIO(newline='')
+    csv.writer(file, lineterminator='').writerow(
+      cells.get(name, '(nested)') for name in self._names
+    )
+    return file.getvalue()
+
+
+def cell(scalar: pa.Scalar) -> str:
+  """A value as text, also where Python has none, as for years beyond 9999."""
+  try:
+    return str(scalar.as_py())
+  except (ValueError, OverflowError):
+    return f'a {scalar.type} that Python does not know'
+
+
+def _written(scalar: pa.Scalar) -> str:
+  """A value as CSV has it: nothing where there is none."""
+  if not scalar.is_valid:
+    return ''
+  try:
+    return scalar.cast(pa.string()).as_py()
+  except (pa.ArrowException, ValueError):
+    return cell(scalar)
+
+
 def _as_text(path: pathlib.Path, name: str, column: pa.Array) -> pa.Array:
   """Bytes as the UTF-8 that they are to be; other columns as they are."""
   if not (
@@ -154,7 +199,7 @@ def _csv_chunks(
   with _opened(path) as file:
     lines = _Lines(file, path)
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    names = next(reader)
+    names = _first(reader)
     places = {name: names.index(name) for name in chosen}
     lines.take()
     rows, starts, texts, bad, held = [], [], [], [], 0
@@ -184,6 +229,11 @@ def _csv_chunks(
         rows, starts, texts, bad, held = [], [], [], [], 0
     if rows or bad:
       yield _decoded(rows, starts, texts, bad, places)
+
+
+def _first(rows: Iterator[list[str]]) -> list[str]:
+  """The first row that is not blank; empty where there is none."""
+  return next(filter(None, rows), [])
 
 
 class _Lines:

@@ -26,6 +26,7 @@ VERSION = 1
 MAX_NAME = 1000  # letters
 # Arrow ends the process over an empty one.
 _STRPTIME = re.compile(r'[^%\0]{0,99}(%[-_0^#EO]?[A-Za-z%][^%\0]{0,99}){1,30}')
+_DIRECTIVE = re.compile(r'%[-_0^#EO]?([A-Za-z%])')
 # Columns that reading and sorting add to those of a file.
 _ADDED = (':line', ':key', ':given')
 # Letters of a name, and names, that a message shows or compares.
@@ -37,7 +38,7 @@ class Field:
   """A column of the file that the model reads, and its kind.
 
   values: all values of a category, as text, where they are known; by default
-    they are those of the training entities.
+    they are those of the training entities. A label may have no other.
   """
 
   name: str
@@ -54,6 +55,12 @@ class Field:
       raise ValueError(
         f'Column {self.name[:_NAME]!r} is a number and cannot have a list of'
         " values; leave it empty, or make it a 'category'."
+      )
+    value = twice(self.values)
+    if value is not None:
+      raise ValueError(
+        f'Column {self.name[:_NAME]!r} has {value[:_NAME]!r} twice in its'
+        ' "values"; keep one.'
       )
 
 
@@ -85,6 +92,31 @@ class Schema:
         raise ValueError(
           f'derived={part[:_NAME]!r} is unknown; choose of {DERIVED}.'
         )
+    is_known = self.time_format == ISO or self.time_format in EPOCHS
+    if not is_known and not _STRPTIME.fullmatch(self.time_format):
+      raise ValueError(
+        f'time_format={self.time_format[:_NAME]!r} must be {ISO!r}, one of'
+        f" {', '.join(EPOCHS)} or a format of strptime, as '%Y-%m-%d'."
+      )
+    if 'Z' in directives(self.time_format):
+      raise ValueError(
+        f'time_format={self.time_format[:_NAME]!r} has %Z, the name of a time'
+        ' zone, which would be read as UTC; write offsets, as +01:00, into the'
+        ' file and %z into the format.'
+      )
+    check_delimiter(self.delimiter)
+    self._check_names()
+    labels = [field.name for field in self.fields if field.kind == 'label']
+    if len(labels) > 1:
+      raise ValueError(
+        f'Columns {labels[:3]} are all labels; one may be, make the others'
+        " 'category' or 'bool'."
+      )
+    if not self.fields:
+      raise ValueError('The schema has no field; name at least one column.')
+
+  def _check_names(self) -> None:
+    """ValueError for columns that cannot be told apart."""
     names = [field.name for field in self.fields]
     for name in (self.entity, self.time, *names, *self.time_columns):
       if not name:
@@ -94,10 +126,15 @@ class Schema:
           f'The column {name[:_NAME]!r}... has a name of {len(name)} letters;'
           f' at most {MAX_NAME} are read.'
         )
-    twice = [n for n, times in collections.Counter(names).items() if times > 1]
-    if twice:
+    name = twice(names)
+    if name is not None:
       raise ValueError(
-        f'Column {twice[0]!r} is named twice in the schema; keep one.'
+        f'Column {name!r} is named twice in the schema; keep one.'
+      )
+    if self.entity == self.time:
+      raise ValueError(
+        f'Column {self.entity!r} is both the entity and the time; name another'
+        ' column for one of them.'
       )
     added = _ADDED + tuple(f'{self.time}:{part}' for part in DERIVED)
     for name in (self.entity, self.time, *names):
@@ -106,31 +143,12 @@ class Schema:
           f'Column {name!r} has the name of one that is made here; rename it in'
           ' the file and the schema.'
         )
-    is_known = self.time_format == ISO or self.time_format in EPOCHS
-    if not is_known and not _STRPTIME.fullmatch(self.time_format):
-      raise ValueError(
-        f'time_format={self.time_format[:_NAME]!r} must be {ISO!r}, one of'
-        f" {', '.join(EPOCHS)} or a format of strptime, as '%Y-%m-%d'."
-      )
-    if len(self.delimiter) != 1 or self.delimiter in '"\r\n\0':
-      raise ValueError(
-        f'delimiter={self.delimiter[:_NAME]!r} must be one sign that is no'
-        " quote and ends no line, as ',' or '\\t'."
-      )
     if self.entity in names or self.time in names:
       name = self.entity if self.entity in names else self.time
       raise ValueError(
         f'Column {name!r} is the entity or the time and cannot be a field,'
         ' too; take it out of the fields.'
       )
-    labels = [field.name for field in self.fields if field.kind == 'label']
-    if len(labels) > 1:
-      raise ValueError(
-        f'Columns {labels[:3]} are all labels; one may be, make the others'
-        " 'category' or 'bool'."
-      )
-    if not self.fields:
-      raise ValueError('The schema has no field; name at least one column.')
 
   @property
   def label(self) -> str | None:
@@ -215,6 +233,26 @@ class Schema:
         ' `python -m data.events inspect FILE`.'
       ) from error
     return cls.from_json(text, str(path))
+
+
+def check_delimiter(delimiter: str) -> None:
+  """ValueError unless CSV can have it between the values of a line."""
+  if len(delimiter) != 1 or delimiter in '"\r\n\0':
+    raise ValueError(
+      f'delimiter={delimiter[:_NAME]!r} must be one sign that is no quote and'
+      " ends no line, as ',' or '\\t'."
+    )
+
+
+def directives(time_format: str) -> list[str]:
+  """The letters of what a format of strptime reads, without their flags."""
+  return _DIRECTIVE.findall(time_format)
+
+
+def twice(names: Iterable[str]) -> str | None:
+  """The first name that comes more than once."""
+  counts = collections.Counter(names)
+  return next((name for name, count in counts.items() if count > 1), None)
 
 
 def _checked(stored: dict[str, Any]) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """Tables of events as their users wrote them, and new values in their manner.
 
 What a model says goes back into the columns of the file: their names, order
-and types, and of CSV the spelling of times.
+and types, and of CSV the spelling of times; where their offsets from UTC
+differ, new ones are in UTC.
 """
 
 import dataclasses
 import logging
 import pathlib
+import re
 
 import numpy as np
 import pyarrow as pa
@@ -15,17 +17,14 @@ import pyarrow.compute as pc
 from data import event_cells
 from data import event_rows
 from data import event_schema
+from data import event_times
 from data import parquet_files
 
 _DAY = '%Y-%m-%d'
 _CLOCKS = ('T%H:%M', ' %H:%M', 'T%H:%M:%S', ' %H:%M:%S')
-_ISO = (
-  _DAY,
-  *(
-    f'{_DAY}{clock}{zone}' for zone in ('', 'Z', '+00:00') for clock in _CLOCKS
-  ),
-)
-_ZONED = f'{_DAY}T%H:%M:%SZ'
+_ISO = (_DAY, *(f'{_DAY}{clock}' for clock in _CLOCKS))
+_ZONED = f'{_DAY}T%H:%M:%S'
+_OFFSET = r'(?P<offset>Z|[+-]\d\d(?::?\d\d)?)$'
 _LOCAL = f'{_DAY} %H:%M:%S'
 
 
@@ -163,10 +162,13 @@ def _spelled(time_E: np.ndarray, known: pa.Array, time_format: str) -> pa.Array:
     unit = event_schema.EPOCHS[time_format]
     count_E = time_E * 1000 if unit > 10**6 else time_E // (10**6 // unit)
     return _fitted(pa.array(count_E), kind)
-  examples = event_cells.words(known).drop_null()
+  examples, shift = event_cells.words(known).drop_null(), 0
   if time_format == event_schema.ISO:
-    time_format = _iso_style(examples)
-  seconds = pa.array(time_E // 10**6).cast(pa.timestamp('s'))
+    time_format, shift = _iso_style(examples)
+  elif 'z' in event_schema.directives(time_format):
+    offset = _offset(examples, _OFFSET) if time_format.endswith('%z') else 'Z'
+    time_format, shift = _with(time_format, offset), _seconds(offset)
+  seconds = pa.array(time_E // 10**6 + shift).cast(pa.timestamp('s'))
   text = pc.strftime(seconds, format=time_format)
   if len(examples) and examples[0].as_py().isupper():
     text = pc.utf8_upper(text)
@@ -176,16 +178,48 @@ def _spelled(time_E: np.ndarray, known: pa.Array, time_format: str) -> pa.Array:
   return _fitted(text, kind)
 
 
-def _iso_style(examples: pa.Array) -> str:
-  """The strftime format of ISO times; to the second if there is no other."""
+def _iso_style(examples: pa.Array) -> tuple[str, int]:
+  """The strftime format of ISO times, and how many seconds they are ahead.
+
+  To the second if there is no other; in UTC if zones are not all the same.
+  """
   if not len(examples):
-    return _LOCAL
+    return _LOCAL, 0
   longest = pc.max(pc.utf8_length(examples))
   example = examples.filter(pc.equal(pc.utf8_length(examples), longest))[:1]
-  found, _, zones = event_cells.times([example], '', event_schema.ISO)
-  stamp = found.cast(pa.int64()).cast(pa.timestamp('us'))
-  stamp = stamp.cast(pa.timestamp('s'), safe=False)
+  found, _, zones = event_times.read([example], '', event_schema.ISO)
+  offset = ''
+  if 'zone' in zones:
+    offset = _offset(examples, f'[T ]\\d\\d:.*{_OFFSET}')
+  shift = _seconds(offset)
+  stamp = pc.add(found.cast(pa.int64()), shift * 10**6)
+  stamp = stamp.cast(pa.timestamp('us')).cast(pa.timestamp('s'), safe=False)
   for style in _ISO:
-    if pc.strftime(stamp, format=style)[0].as_py() == example[0].as_py():
-      return style
-  return _ZONED if 'zone' in zones else _LOCAL
+    text = pc.strftime(stamp, format=style + offset)[0].as_py()
+    if text == example[0].as_py():
+      return style + offset, shift
+  return (_ZONED + offset if offset else _LOCAL), shift
+
+
+def _offset(examples: pa.Array, pattern: str) -> str:
+  """The offset from UTC that all times end in; Z if they differ."""
+  found = pc.struct_field(pc.extract_regex(examples, pattern), 'offset')
+  offsets = pc.unique(found).to_pylist()
+  return offsets[0] if len(offsets) == 1 and offsets[0] else 'Z'
+
+
+def _with(time_format: str, offset: str) -> str:
+  """A format of strptime with an offset in place of %z."""
+  written = offset.replace('Z', '+0000')
+  return re.sub(
+    r'%[-_0^#EO]?[A-Za-z%]',
+    lambda found: written if found[0].endswith('z') else found[0],
+    time_format,
+  )
+
+
+def _seconds(offset: str) -> int:
+  """Of an offset from UTC, as +01:00."""
+  digits = offset.strip('Z+-').replace(':', '').ljust(4, '0')
+  seconds = 3600 * int(digits[:2]) + 60 * int(digits[2:])
+  return -seconds if offset.startswith('-') else seconds

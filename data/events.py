@@ -12,6 +12,7 @@ import json
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from data import event_builder
 from data import event_files
@@ -59,9 +60,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _inspect(chosen: argparse.Namespace) -> str:
   """Writes the proposal; returns what to say of it."""
-  proposal = event_inspect.propose(chosen.file, chosen.delimiter)
+  # A shell gives a tab as it is written in Python.
+  delimiter = chosen.delimiter.replace(r'\t', '\t')
+  proposal = event_inspect.propose(chosen.file, delimiter)
   text = proposal.to_json(chosen.entity, chosen.time, chosen.label)
-  pathlib.Path(chosen.out).expanduser().write_text(text, 'utf-8')
+  _check_chosen(chosen, json.loads(text))
+  out = pathlib.Path(chosen.out).expanduser()
+  # What was proposed before any column was chosen is no loss.
+  known = [text.encode(), proposal.to_json().encode()]
+  if out.exists() and out.read_bytes() not in known:
+    raise ValueError(
+      f'{out} holds something else, perhaps a schema that you edited; move it'
+      ' away, or give another --out.'
+    )
+  out.write_text(text, 'utf-8')
   said = [proposal.report()]
   said.append(f'The schema is in {chosen.out}; edit it as you like.')
   missing = [n for n in ('entity', 'time') if not getattr(chosen, n)]
@@ -84,17 +96,33 @@ def _inspect(chosen: argparse.Namespace) -> str:
   return '\n'.join(said)
 
 
+def _check_chosen(
+  chosen: argparse.Namespace, stored: dict[str, Any]
+) -> None:
+  """ValueError for a column that was chosen as two things."""
+  times = stored.get('time_columns') or [stored['time']]
+  for one, other, is_both in (
+    ('entity', 'time', chosen.entity in times),
+    ('label', 'entity', chosen.label == chosen.entity),
+    ('label', 'time', chosen.label in times),
+  ):
+    name = getattr(chosen, one)
+    if name and is_both:
+      raise ValueError(
+        f'--{one}={name} is a column of --{other}, too; name another one.'
+      )
+
+
 def _lay(chosen: argparse.Namespace) -> str:
   """Writes schema and table; returns what to do with them."""
   out, schema = (
     pathlib.Path(path).expanduser() for path in (chosen.out, chosen.schema)
   )
   made = event_layouts.write(chosen.name, chosen.files, out, schema)
-  path = out if made else 'FILE'
-  return (
-    f'python train.py --config=configs/events_csv.py --set data.path={path}'
-    f' --set data.schema={schema} --workdir=DIR'
-  )
+  path, layout = out if made else 'FILE', event_layouts.LAYOUTS[chosen.name]
+  settings = (f'data.path={path}', f'data.schema={schema}', *layout.settings)
+  sets = ' '.join(f'--set {setting}' for setting in settings)
+  return f'python train.py --config={layout.config} {sets} --workdir=DIR'
 
 
 def _encode(chosen: argparse.Namespace) -> str:

@@ -1,7 +1,8 @@
 import csv
+import dataclasses
 import json
-import pathlib
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -28,6 +29,25 @@ def prepare_error(
   left = [p for p in (tmp_path / 'cache').glob('*') if p.suffix != '.lock']
   assert not left
   return str(error.value).replace(str(path), 'FILE')
+
+
+def with_labels(*values):
+  """The schema with a list of the label's values."""
+  label = event_schema.Field('bad', 'label', values)
+  return dataclasses.replace(
+    small_events.SCHEMA, fields=(*small_events.FIELDS[:-1], label)
+  )
+
+
+def in_folders(tmp_path):
+  """prepare_error that is given a folder of its own every time."""
+
+  def error(*arguments, **fields):
+    folder = tmp_path / f'{len(list(tmp_path.iterdir()))}'
+    folder.mkdir()
+    return prepare_error(folder, *arguments, **fields)
+
+  return error
 
 
 def spoiled(tmp_path):
@@ -138,13 +158,11 @@ def test_lines_that_a_quote_runs_over_are_all_counted(tmp_path):
 
 
 def test_errors_of_files(tmp_path):
-  def error(*arguments, **fields):
-    folder = tmp_path / f'{len(list(tmp_path.iterdir()))}'
-    folder.mkdir()
-    return prepare_error(folder, *arguments, **fields)
-
+  error = in_folders(tmp_path)
   lines = small_events.rows(users=30)
-  assert error([], header=[]).endswith('a file with a header and rows.')
+  assert error([], header=[]) == (
+    'FILE is empty; give a file with a header and rows.'
+  )
   assert error([]) == ('FILE has a header and no row; give a file with events.')
   header = ['user', 'when', 'shop', 'amoumt', 'zip', 'online', 'bad', 'note']
   assert error(lines, header=header) == (
@@ -153,8 +171,9 @@ def test_errors_of_files(tmp_path):
   assert error(lines, header=[*small_events.HEADER[:-1], 'zip']) == (
     "FILE has 2 columns named 'zip'; rename all but one."
   )
-  assert error(lines, header=[*small_events.HEADER[:-1], '']).startswith(
-    'FILE has a column without a name in '
+  assert error(lines, header=[*small_events.HEADER[:-1], '']) == (
+    "FILE has a column without a name in ['user', 'when', 'shop', 'amount',"
+    " 'zip', 'online', 'bad', '']; name it."
   )
   assert error(lines, header=[';'.join(small_events.HEADER)]) == (
     "FILE has the one column 'user;when;shop;amount;zip;online;bad;note'"
@@ -170,6 +189,11 @@ def test_errors_of_files(tmp_path):
   assert error(empty) == (
     "FILE: column 'zip' has no value in any row; take it out of the schema."
   )
+
+
+def test_errors_of_labels(tmp_path):
+  error = in_folders(tmp_path)
+  lines = small_events.rows(users=30)
   single = [[*row[:6], 'no', row[7]] for row in lines]
   assert error(single) == (
     "FILE: label 'bad' has ['no'] in all training events, and needs two values"
@@ -184,11 +208,97 @@ def test_errors_of_files(tmp_path):
     " where it is one of ['no', 'yes']; name all values in the"
     ' "values" of that field of the schema, or correct them.'
   )
-  quotes = [list(row) for row in lines]
-  path = small_events.write(tmp_path / 'quotes.csv', quotes)
+  assert error(lines, schema=with_labels('no')) == (
+    "FILE: label 'bad' is 'yes' in split 'train', and the \"values\" of that"
+    " field of the schema are ['no']; name all values there, or correct them."
+  )
+  assert error(unseen, schema=with_labels('no', 'yes')) == (
+    "FILE: label 'bad' is 'maybe' in split 'validation', and the \"values\" of"
+    " that field of the schema are ['no', 'yes']; name all values there, or"
+    ' correct them.'
+  )
+  assert error(lines, max_words=1) == (
+    "FILE: label 'bad' has 2 values in training, more than data.max_words=1;"
+    ' raise that, or choose another label.'
+  )
+
+
+def test_errors_of_splits(tmp_path):
+  error = in_folders(tmp_path)
+  lines = small_events.rows(users=30)
+  few = small_events.rows(users=1)
+  assert error(few) == (
+    "FILE: split 'train' by data.split_by='entity' has none of the 12"
+    ' events (of 1 entities); give a file with more entities or times, or'
+    ' another data.split_by.'
+  )
+  tied = [[row[0], '2020-01-01', *row[2:]] for row in lines]
+  assert error(tied, split_by='time') == (
+    "FILE: split 'train' by data.split_by='time' has none of the 360 events (of"
+    ' 30 entities); give a file with more entities or times, or another'
+    ' data.split_by.'
+  )
+
+
+def test_broken_quotes_are_an_error(tmp_path):
+  path = small_events.write(
+    tmp_path / 'quotes.csv', small_events.rows(users=30)
+  )
   path.write_text(path.read_text().replace('"x, ""y"""', '"x" y', 1))
-  with pytest.raises(ValueError, match='1 broken quotes'):
+  with pytest.raises(ValueError) as error:
     small_events.source(tmp_path, path).prepare()
+  assert str(error.value) == (
+    f'{path}: 1 of 360 rows are bad and none may be (1 broken quotes); the'
+    r""" first: line 2: '\',\' expected after \'"\'' where closed quotes"""
+    ' should be (broken quotes); correct the file or the schema, or set'
+    ' data.on_bad to drop or quarantine and data.max_bad_fraction to what you'
+    ' can spare.'
+  )
+
+
+def test_labels_may_have_values_that_never_come(tmp_path):
+  path = small_events.write(tmp_path / 'events.csv', small_events.rows())
+  schema = with_labels('maybe', 'yes', 'no')
+  made = small_events.source(tmp_path, path, schema)
+  assert made.tokenizer.label.code.words == ('maybe', 'yes', 'no')
+
+
+def test_blank_lines_before_the_header_are_none(tmp_path):
+  path = small_events.write(tmp_path / 'events.csv', small_events.rows())
+  plain = small_events.source(tmp_path, path).open('train')
+  path.write_text('\n\r\n' + path.read_text())
+  found = small_events.source(tmp_path, path).open('train')
+  np.testing.assert_array_equal(found.ids_EC, plain.ids_EC)
+  lines, shifted = (
+    corpus.table[event_reader.LINE].to_numpy() for corpus in (plain, found)
+  )
+  np.testing.assert_array_equal(shifted, lines + 2)
+  path.write_text('\n\n')
+  with pytest.raises(ValueError) as error:
+    small_events.source(tmp_path, path).prepare()
+  assert str(error.value) == (
+    f'{path} is empty; give a file with a header and rows.'
+  )
+
+
+@pytest.mark.parametrize(
+  ('name', 'value', 'rule'),
+  [
+    ('max_bad_fraction', float('nan'), 'from 0 to 1'),
+    ('max_bad_fraction', 5.0, 'from 0 to 1'),
+    ('max_bad_fraction', -1.0, 'from 0 to 1'),
+    ('bins', 0, 'at least 1'),
+    ('bins', -3, 'at least 1'),
+    ('recents', 0, 'at least 1'),
+    ('min_count', 0, 'at least 1'),
+    ('max_words', 0, 'at least 1'),
+    ('partitions', 3, 'a power of 2, or 0'),
+  ],
+)
+def test_limits_are_checked_where_they_are_set(name, value, rule):
+  with pytest.raises(ValueError) as error:
+    event_files.Events(**{name: value})
+  assert str(error.value) == f'data.{name}={value} must be {rule}.'
 
 
 def test_errors_of_parquet_and_paths(tmp_path):
@@ -202,16 +312,35 @@ def test_errors_of_parquet_and_paths(tmp_path):
     ' column per value, or take it out of the schema.'
   )
   path.write_bytes(b'PAR1 and no more')
-  with pytest.raises(ValueError, match='is damaged'):
+  with pytest.raises(ValueError) as error:
     small_events.source(tmp_path, path).prepare()
-  with pytest.raises(ValueError, match='cannot be read'):
-    small_events.source(tmp_path, tmp_path / 'none.csv').prepare()
-  with pytest.raises(ValueError, match=r'data\.path names no file; set it'):
+  before, reason = str(error.value).split(' (', 1)
+  assert before == f'{path} is damaged or no Parquet file'
+  assert reason.endswith('); write it anew.') and len(reason) > 30
+  none = tmp_path / 'none.csv'
+  with pytest.raises(ValueError) as error:
+    small_events.source(tmp_path, none).prepare()
+  assert str(error.value) == (
+    f"data.path='{none}' cannot be read (No such file or directory); give the"
+    ' path of a CSV or Parquet file.'
+  )
+  with pytest.raises(ValueError) as error:
     small_events.source(tmp_path, '').prepare()
-  with pytest.raises(ValueError, match=r'data\.schema names no file'):
+  assert str(error.value) == (
+    'data.path names no file; set it to a CSV or Parquet file of events.'
+  )
+  with pytest.raises(ValueError) as error:
     event_files.Events(str(path)).prepare()
-  with pytest.raises(ValueError, match="on_bad='skip' is unknown; choose"):
+  assert str(error.value) == (
+    'data.schema names no file; propose one with `python -m data.events inspect'
+    ' FILE`, edit it and set data.schema to it.'
+  )
+  with pytest.raises(ValueError) as error:
     small_events.source(tmp_path, path, on_bad='skip')
+  assert str(error.value) == (
+    "data.on_bad='skip' is unknown; choose one of ('error', 'drop',"
+    " 'quarantine')."
+  )
 
 
 def test_test_entities_may_not_train(tmp_path):
@@ -235,49 +364,3 @@ def test_test_entities_may_not_train(tmp_path):
     f"1 entities of {shared} are in {first}, too (as 'u29'), and would be"
     ' trained on; take them out of one of the files.'
   )
-
-
-def test_single_events_are_warned_of(tmp_path, caplog):
-  lines = [
-    *small_events.rows(users=20),
-    ['lone', '2020-01-01', 's1', '1', '1', 'No', 'no', ''],
-  ]
-  path = small_events.write(tmp_path / 'events.csv', lines)
-  small_events.source(tmp_path, path).prepare()
-  assert (
-    f'1 of 21 entities of {path} have a single event, so no history.'
-  ) in caplog.messages
-
-
-@pytest.mark.parametrize(
-  'text, message',
-  [
-    ('{', 'is no JSON'),
-    ('{"entity": "a", "time": "t", "fields": [{"name": "b"}]}', 'has a field'),
-    ('{"entity": "a", "time": "t", "fields": [], "x": 1}', "an entry 'x'"),
-    ('{"entity": "a", "time": "t", "fields": []}', 'names no fields'),
-    (
-      '{"entity": "a", "time": "t", "fields": [{"name": "b", "kind": "c"}]}',
-      "Column 'b' has kind 'c'; choose one of",
-    ),
-    (
-      '{"entity": "b", "time": "t", "fields": [{"name": "b", "kind": "id"}]}',
-      "Column 'b' is the entity or the time and cannot be a field",
-    ),
-    (
-      '{"entity": "a", "time": "t", "fields": [{"name": "t:gap", "kind":'
-      ' "id"}]}',
-      "Column 't:gap' has the name of one that is made here; rename it",
-    ),
-    (
-      '{"entity": "a", "time": "t", "fields": [{"name": ":line", "kind":'
-      ' "id"}]}',
-      "Column ':line' has the name of one that is made here; rename it",
-    ),
-  ],
-)
-def test_errors_of_schemas(tmp_path, text, message):
-  path = pathlib.Path(tmp_path) / 'schema.json'
-  path.write_text(text)
-  with pytest.raises(ValueError, match=message):
-    event_schema.Schema.load(path)

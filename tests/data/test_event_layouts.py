@@ -5,6 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from configs import base
+from configs import events_csv
+from configs import events_entity
 from data import event_files
 from data import event_layouts
 from data import event_reader
@@ -63,7 +66,13 @@ def test_amazon(tmp_path, capsys):
   out, schema = tmp_path / 'events.csv', tmp_path / 'schema.json'
   arguments = ['layout', 'amazon', str(path), f'--out={out}']
   assert events.main([*arguments, f'--schema={schema}']) == 0
-  assert f'data.schema={schema}' in capsys.readouterr().out
+  said = capsys.readouterr().out.split()
+  assert said[:3] == [
+    'python', 'train.py', '--config=configs/events_csv.py'
+  ] and f'data.schema={schema}' in said  # fmt: skip
+  settings = [said[i + 1] for i, word in enumerate(said) if word == '--set']
+  config = base.override(events_csv.get_config(), settings[2:])
+  assert [one.positive for one in config.evals[:2]] == [('4.0', '5.0')] * 2
   source = prepared(tmp_path, out, 'amazon')
   rows = whole(source)
   assert [row['overall'] for row in rows[:5]] == [
@@ -145,3 +154,13 @@ def test_rosbank(tmp_path):
   assert {(row['cl_id'], row['target_flag']) for row in rows} == {
     (str(client), str(client % 2)) for client in range(30)
   }
+
+
+@pytest.mark.parametrize('name', ['berka', 'rosbank'])
+def test_labels_of_entities_have_a_config_that_shows_none(name):
+  layout = event_layouts.LAYOUTS[name]
+  config = events_entity.get_config()
+  assert layout.config == f'configs/{events_entity.__name__[8:]}.py'
+  assert config.rows.mask_all == 1
+  labels = [getattr(one, 'labels', 'hidden') for one in config.evals]
+  assert labels == ['hidden'] * len(config.evals)

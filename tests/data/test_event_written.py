@@ -31,7 +31,27 @@ def schema(time='when', **fields):
     ),
     (
       'iso', '2021-12-31T10:00:00-05:00',
+      ['2020-01-01T04:00:00-05:00', '1969-12-31T18:59:59-05:00'],
+    ),
+    (
+      'iso', '2021-12-31 10:00+0530',
+      ['2020-01-01 14:30+0530', '1970-01-01 05:29+0530'],
+    ),
+    (
+      'iso', '2021-12-31T10:00:00.5+01',
+      ['2020-01-01T10:00:00+01', '1970-01-01T00:59:59+01'],
+    ),
+    (
+      'iso', '20211231T100000Z',
       ['2020-01-01T09:00:00Z', '1969-12-31T23:59:59Z'],
+    ),
+    (
+      '%d.%m.%Y %H:%M:%S %z', '31.12.2021 10:00:00 +0100',
+      ['01.01.2020 10:00:00 +0100', '01.01.1970 00:59:59 +0100'],
+    ),
+    (
+      '%z %d.%m.%Y', '+0100 31.12.2021',
+      ['+0000 01.01.2020', '+0000 31.12.1969'],
     ),
     ('epoch_s', '5', ['1577869200', '-1']),
     ('epoch_ns', '5', ['1577869200000000000', '-1000000000']),
@@ -54,6 +74,23 @@ def test_times_of_csv_are_spelled_as_the_file_spells_them(
   assert {name: x.to_pylist() for name, x in found.items()} == {
     'when': expected
   }
+
+
+@pytest.mark.parametrize(
+  ('form', 'ends', 'expected'),
+  [
+    ('iso', ('+01:00', '+02:00'), 'T09:00:00Z'),
+    ('iso', ('Z', '+02:00'), 'T09:00:00Z'),
+    ('%Y-%m-%dT%H:%M:%S%z', ('+01:00', '+02:00'), 'T09:00:00+0000'),
+  ],
+)
+def test_times_of_several_offsets_are_in_utc(tmp_path, form, ends, expected):
+  path = tmp_path / 'a.csv'
+  lines = [f'2021-12-31T10:00:00{end},a\n' for end in ends]
+  path.write_text(''.join(['when,x\n', *lines]))
+  written = event_written.Written.read(path, schema(time_format=form))
+  found = written.times(TIMES[:1])['when'].to_pylist()
+  assert found == [f'2020-01-01{expected}']
 
 
 def test_parts_of_a_time_are_columns_again(tmp_path):
