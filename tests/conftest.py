@@ -84,6 +84,14 @@ def pytest_collection_modifyitems(items):
   jax.devices()  # Before a command makes as many as there are cores.
 
 
+@pytest.fixture
+def new_arrays():
+  """Gives the arrays made since the test began that are still there."""
+  # Held, so that none goes and leaves its identity to another.
+  known = {id(array): array for array in jax.live_arrays()}
+  return lambda: [a for a in jax.live_arrays() if id(a) not in known]
+
+
 # Test modules after which programs are forgotten: thousands slow down all that
 # come after, and compiling the small ones again for every module takes time.
 _MODULES = 8

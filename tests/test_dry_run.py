@@ -34,11 +34,10 @@ def test_nothing_happens_unless_asked(capsys):
   assert not capsys.readouterr().out
 
 
-def test_report_of_a_byte_latent_transformer(capsys):
+def test_report_of_a_byte_latent_transformer(capsys, new_arrays):
   config = blt_bench.get_config()
-  arrays = len(jax.live_arrays())
   assert dry_run.run(config, init, flag_values(True, 4, 'v5e'))
-  assert len(jax.live_arrays()) == arrays
+  assert not new_arrays()
   text = ' '.join(capsys.readouterr().out.split())
   assert 'data 4 x fsdp 1 x tensor 1 = 4 v5e' in text
   assert '18.9M (entropy 591k' in text
