@@ -242,14 +242,22 @@ def boost(
   }
   data = lightgbm.Dataset(x_EF, y_E)
   held_out = lightgbm.Dataset(other_EF, other_E, reference=data)
-  stops = []
+  calls = [_show]
   if patience < rounds:
-    stops.append(lightgbm.early_stopping(patience, verbose=False))
+    calls.append(lightgbm.early_stopping(patience, verbose=False))
   model = lightgbm.train(
-    parameters, data, rounds, valid_sets=[held_out], callbacks=stops
+    parameters, data, rounds, valid_sets=[held_out], callbacks=calls
   )
   logging.info('%d trees', model.best_iteration or rounds)
   return lambda found: model.predict(found.x_EF)
+
+
+def _show(env: Any) -> None:
+  """Called after each tree: of many events a hundred take minutes."""
+  count = env.iteration + 1
+  if count % 100 == 0:
+    _, _, loss, _ = env.evaluation_result_list[0]
+    logging.info('%d trees: validation log loss %.5f', count, loss)
 
 
 def _boost_sklearn(

@@ -121,7 +121,8 @@ class Life(NamedTuple):
     step, newest = self.view.step, self.view.newest
     if self.stopped:
       at = self.view.stopped
-      if at is None or newest != at or at < (step or 0):
+      # None is saved of a run that was stopped at its first step.
+      if at is None or (newest or 0) != at or at < (step or 0):
         return [f'stopped at step {at} after {step}, but saved {newest}']
     elif self.code == -signal.SIGTERM == -(self.sent or 0):
       # Until there is something to save it just ends, and so it does after.

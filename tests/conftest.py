@@ -10,10 +10,13 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['JAX_ENABLE_COMPILATION_CACHE'] = 'false'
 # Of tiny programs the time goes into compiling them: each of the first two
 # halves it, and one module for LLVM in place of 32 takes a quarter of the rest.
+# Devices of a busy machine may be late, for which XLA would end the process.
 os.environ.setdefault(
   'XLA_FLAGS',
   '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
-  ' --xla_cpu_parallel_codegen_split_count=1',
+  ' --xla_cpu_parallel_codegen_split_count=1'
+  ' --xla_cpu_collective_call_warn_stuck_timeout_seconds=600'
+  ' --xla_cpu_collective_call_terminate_timeout_seconds=1200',
 )
 
 import gc
@@ -22,12 +25,14 @@ import gc
 gc.disable()
 
 import functools
+import logging
 import threading
 
 import hypothesis
 import jax
 import pytest
 from absl import flags
+from hypothesis.internal.conjecture import providers
 from jax._src.interpreters import mlir
 
 jax.config.update('jax_num_cpu_devices', 8)
@@ -36,11 +41,16 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 # Grain reads flags, which nobody parses under pytest.
 flags.FLAGS.mark_as_parsed()
 
+# What a failed save of Orbax left may end within a later test that reads logs.
+logging.getLogger('asyncio').setLevel(logging.CRITICAL + 1)
+
 # The same examples everywhere; a shared machine makes deadlines meaningless.
 hypothesis.settings.register_profile(
   'patchwork', deadline=None, derandomize=True, database=None, max_examples=50
 )
 hypothesis.settings.load_profile('patchwork')
+# Else they have constants of the modules in them that came to be loaded before.
+providers._get_local_constants = lambda: providers._local_constants
 
 
 @functools.cache

@@ -200,6 +200,7 @@ def test_slurm_lets_the_run_save_when_time_is_up(bin_folder):
   )  # fmt: skip
   job = launch(bin_folder, 'slurm/job.sbatch', *TRAIN, **SLURM)
   while not (bin_folder / 'calls.pid').exists():
+    assert job.poll() is None
     time.sleep(0.05)
   job.send_signal(signal.SIGTERM)
   assert job.wait(300) == 75

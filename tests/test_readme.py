@@ -17,7 +17,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 README = ROOT / 'README.md'
 LEFT_BEHIND = shutil.ignore_patterns(
-  '.git', '.venv', 'runs', 'build', '*.egg-info', '__pycache__', '.*_cache'
+  '.git', '.venv', 'runs', 'build', '*.egg-info', '__pycache__', '.*_cache',
+  '.hypothesis',
 )
 
 

@@ -136,7 +136,7 @@ def test_the_layer_table_counts_every_projection(config):
 
 def test_a_measured_layer_takes_time():
   seconds = layer_table.measure(linear.Dense(features=8), 8, 4)
-  assert 0 < seconds.forward < 1 and 0 < seconds.backward < 1
+  assert seconds.forward > 0 and seconds.backward > 0
 
 
 @pytest.mark.slow

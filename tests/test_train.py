@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from typing import NamedTuple
 
 import jax
@@ -197,7 +198,8 @@ def test_real_signals_lose_nothing(texts, uninterrupted, tmp_path):
 
   killed = child('SIGKILL', 6)
   assert killed.returncode == -signal.SIGKILL, killed.stderr
-  steps = {p.name for p in (workdir / 'checkpoints').iterdir()} - {'6.saving'}
+  names = {path.name for path in (workdir / 'checkpoints').iterdir()}
+  steps = {name for name in names if name.isdecimal()}  # Not 6.saving, 2.old.
   assert steps in ({'2', '4'}, {'4', '6'}, {'2', '4', '6'})
   start = max(int(step) for step in steps)
   # Two batches on, between checkpoints and between lines of metrics.
@@ -372,7 +374,8 @@ def test_loss_that_is_not_finite_ends_the_run(
 
 def test_seconds_per_step_leave_out_evaluations(texts, tmp_path, monkeypatch):
   clock = [0.0]
-  monkeypatch.setattr(train.logger_lib.time, 'monotonic', lambda: clock[0])
+  of_loop = types.SimpleNamespace(monotonic=lambda: clock[0])
+  monkeypatch.setattr(train.logger_lib, 'time', of_loop)
   evaluate = train.evaluate
 
   def evaluate_slowly(*arguments):

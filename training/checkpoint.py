@@ -12,6 +12,7 @@ import logging as standard_logging
 import os
 import pathlib
 import shutil
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -153,7 +154,10 @@ class Checkpoints:
       raise self._failure(step, error) from error
     if _is_writer():
       _remove(self._root.glob('*.damaged'))
-      _remove(self._root / str(old) for old in self.steps()[: -self._keep])
+      self._prune()
+
+  def _prune(self) -> None:
+    _remove(self._root / str(old) for old in self.steps()[: -self._keep])
 
   def _failure(self, step: int, error: Exception) -> OSError:
     """Removes what the failed save left and words the error."""
@@ -190,6 +194,8 @@ class Checkpoints:
         aside = self._root / f'{bad}.damaged'
         _remove([aside])
         (self._root / str(bad)).rename(aside)
+    if _is_writer():
+      self._prune()  # A kill may have come before it.
     self._newest = step
     return Restored(step, state, manifest['extra'], manifest['config'])
 
@@ -349,7 +355,11 @@ def _remove(paths: Iterator[pathlib.Path] | list[pathlib.Path]) -> None:
       old = path.with_name(path.name + '.old')
       shutil.rmtree(old, ignore_errors=True)
       path = path.rename(old)
-    shutil.rmtree(path, ignore_errors=True)
+    for _ in range(10):
+      shutil.rmtree(path, ignore_errors=True)
+      if not path.exists():
+        break
+      time.sleep(0.1)  # A failed save may have writers that still end.
 
 
 def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:

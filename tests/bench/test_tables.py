@@ -2,13 +2,15 @@
 
 import math
 import statistics
+import types
 
 from bench import tables
 
 
 def test_clock_learns_from_what_runs_took(monkeypatch):
   now = [0.0]
-  monkeypatch.setattr(tables.time, 'monotonic', lambda: now[0])
+  of_tables = types.SimpleNamespace(monotonic=lambda: now[0])
+  monkeypatch.setattr(tables, 'time', of_tables)
   monkeypatch.setattr(tables, '_BESIDES', 0)
   clock = tables.Clock([60, 60, 120, 240])
   assert clock.left() == 'about 8 min left'

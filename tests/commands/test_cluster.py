@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from configs import cluster
 from configs import restore
 from configs import stored
 from data import pipeline
+from tests import ports
 from tests.commands import running
 from training import metrics
 
@@ -45,12 +45,6 @@ def get_config():
   frozen = dataclasses.replace(config.optimizer, frozen=('^entropy/',))
   return dataclasses.replace(config, optimizer=frozen)
 """
-
-
-def free_port():
-  with socket.socket() as own:
-    own.bind(('127.0.0.1', 0))
-    return own.getsockname()[1]
 
 
 def start(commands, devices, environment=None, **watch):
@@ -137,7 +131,7 @@ def two(folder, tmp_path_factory):
 
   The run directory and what each process printed.
   """
-  run, port = tmp_path_factory.mktemp('two'), free_port()
+  run, port = tmp_path_factory.mktemp('two'), ports.free()
   commands = [
     ['train', f'--config={folder}/good.py', f'--workdir={run}'],
     ['eval', f'--checkpoint={run}', f'--out={run}/together.json'],
@@ -214,7 +208,7 @@ def test_one_process_prints_and_the_other_says_that_it_waits(two):
 @pytest.mark.slow
 def test_two_processes_measure_entropies_as_one(folder, tmp_path):
   (tmp_path / 'patched.py').write_text(PATCHED.format(folder=folder))
-  run, port = tmp_path / 'run', free_port()
+  run, port = tmp_path / 'run', ports.free()
   command = ['train', f'--config={tmp_path}/patched.py', f'--workdir={run}']
   finish([start([command], 4, slurm(number, 2, port)) for number in range(2)])
   trained = restore.restore(run)
@@ -230,7 +224,7 @@ def test_two_processes_measure_entropies_as_one(folder, tmp_path):
 
 def start_job(folder, run, count, *flags, marked=None, **watch):
   """Starts `count` processes of 8 / count devices; one of them is watched."""
-  port = free_port()
+  port = ports.free()
   job = '--coordinator=127.0.0.1', f'--processes={count}', '--stop_code=75'
   command = ['train', f'--config={folder}/good.py', f'--workdir={run}', *flags]
   return [

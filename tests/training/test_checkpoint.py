@@ -222,6 +222,18 @@ def test_sigkill_while_saving(tmp_path: pathlib.Path) -> None:
     assert left == {str(step), '3'}
 
 
+def test_restoring_deletes_what_a_kill_left_over(
+  tmp_path: pathlib.Path,
+) -> None:
+  with opened(tmp_path, keep=3) as checkpoints:
+    for step in (1, 2, 3):
+      checkpoints.save(step, make_state(step))
+  with opened(tmp_path, keep=2) as checkpoints:
+    assert checkpoints.steps() == [1, 2, 3]
+    assert checkpoints.restore(abstract(make_state(1))).step == 3
+    assert checkpoints.steps() == [2, 3]
+
+
 @pytest.mark.parametrize('stage', ['arrays', 'manifest'])
 def test_full_disk(
   tmp_path: pathlib.Path, stage: str, caplog: pytest.LogCaptureFixture
@@ -240,8 +252,9 @@ def test_full_disk(
     finally:
       resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert str(tmp_path) in str(caught.value)
-    left = [path.name for path in (tmp_path / 'checkpoints').iterdir()]
-    assert left == ['1']
+    # What the failed save had begun may still be there.
+    left = {path.name for path in (tmp_path / 'checkpoints').iterdir()}
+    assert left - {'2.saving'} == {'1'}
     assert_same(
       checkpoint.load_params(tmp_path).params, make_state(1)['params']
     )

@@ -3,10 +3,10 @@
 import os
 import pathlib
 import signal
-import socket
 import subprocess
 import sys
 
+from tests import ports
 from training import stopping
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -38,9 +38,7 @@ def test_one_process_remembers_being_asked():
 
 
 def test_processes_stop_at_one_step():
-  with socket.socket() as own:
-    own.bind(('127.0.0.1', 0))
-    address = f'127.0.0.1:{own.getsockname()[1]}'
+  address = f'127.0.0.1:{ports.free()}'
   children = [
     subprocess.Popen(
       [sys.executable, '-c', STEPS, address, str(number)], cwd=ROOT,
