@@ -22,6 +22,7 @@ from orbax.checkpoint import v1 as ocp
 
 from configs import base
 from configs import command
+from configs import fitting
 from data import codec
 from data import tokenizer_json
 from models import lm
@@ -93,8 +94,10 @@ def import_run(source: str, workdir: str) -> str:
   model = family.model(description)
   spelling = _codec(pathlib.Path(source), description, model)
   data = dataclasses.replace(config.data, codec=spelling)
-  config = dataclasses.replace(config, model=model, data=data)
+  rows = min(config.row_length, model.max_length or config.row_length)
+  config = dataclasses.replace(config, model=model, data=data, row_length=rows)
   config = base.override(config, _SET.value)
+  fitting.check(config)
   tree = base.to_json(config)
   tensors, leaves = tensor_files.scan(source), family.leaves(config.model)
   layouts.check_names(leaves, tensors, ignored=family.IGNORED)

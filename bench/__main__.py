@@ -116,7 +116,10 @@ def _long(sizes: long.Sizes) -> None:
     f' {sizes.model.layers}, batch 1.\n'
   )
   _table(long.decoding_rows(sizes, _ROUNDS.value))
-  print('One layer of that model, bytes drawn one after the other.\n')
+  print(
+    'One layer of that model, bytes drawn one after the other, in a process of'
+    ' its own.\n'
+  )
   _table(long.endless_rows(sizes))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 
 from models import masks as masks_lib
+from models import patching
 from models import positions
 
 Mask = masks_lib.Causal | masks_lib.Lambda
@@ -36,7 +37,9 @@ def read_with(model: nn.Module, mask: Mask) -> nn.Module:
 
   These are layers that look back without limit, or with a masks.Lambda, which
   a masks.Causal takes off again. Windows stay; the longest row is without
-  limit. Parameters are the same (Han et al., arXiv 2308.16137).
+  limit. Patches that may be of any length end after n_local bytes, so that the
+  open one takes no more memory. Parameters are the same (Han et al., arXiv
+  2308.16137).
 
   Raises ValueError for a model without such a layer, whose positions are not
   relative, or whose rows are shorter than what the mask keeps.
@@ -50,10 +53,17 @@ def read_with(model: nn.Module, mask: Mask) -> nn.Module:
   return _replaced(model, mask)
 
 
-def check(model: nn.Module) -> None:
-  """ValueError if a masks.Lambda of the model keeps more than its rows hold."""
+def check(model: nn.Module, longest: int | None = None) -> None:
+  """ValueError if a masks.Lambda of the model keeps more than its rows hold.
+
+  longest: ids that rows of a model without a max_length of its own have.
+  """
+  own = getattr(model, 'max_length', None)
+  longest = longest if own is None else own
   for mask in getattr(model, 'masks', ()):
-    check_rows(getattr(model, 'max_length', None), mask)
+    check_rows(longest, mask)
+  for part in _parts(model):
+    check(part, longest)
 
 
 def check_rows(longest: int | None, mask: Any) -> None:
@@ -71,13 +81,16 @@ def _is_limit(mask: Any) -> bool:
   return mask.window is None or bool(mask.n_global)
 
 
+def _parts(model: nn.Module) -> list[nn.Module]:
+  names = {field.name for field in dataclasses.fields(model)}
+  values = (getattr(model, name) for name in names - {'parent'})
+  return [value for value in values if isinstance(value, nn.Module)]
+
+
 def _limits(model: nn.Module) -> bool:
   """Whether some layer is without a mere window."""
   found = any(map(_is_limit, getattr(model, 'masks', ())))
-  names = {field.name for field in dataclasses.fields(model)}
-  values = (getattr(model, name) for name in names - {'parent'})
-  parts = (value for value in values if isinstance(value, nn.Module))
-  return found or any(map(_limits, parts))
+  return found or any(map(_limits, _parts(model)))
 
 
 def _replaced(model: nn.Module, mask: Mask) -> nn.Module:
@@ -96,6 +109,11 @@ def _replaced(model: nn.Module, mask: Mask) -> nn.Module:
       changes['masks'] = tuple(mask if _is_limit(m) else m for m in value)
     elif field.name == 'max_length':
       changes['max_length'] = None
+    elif isinstance(value, patching.Patching):
+      if mask.n_global and value.max_length is None:
+        changes[field.name] = dataclasses.replace(
+          value, max_length=mask.n_local
+        )
     elif field.name not in ('parent', 'name') and isinstance(value, nn.Module):
       changes[field.name] = _replaced(value, mask)
   return model.clone(parent=None, **changes)

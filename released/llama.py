@@ -22,6 +22,7 @@ IGNORED = ('lm_head.weight',)
 _BOTH = {
   'vocab_size': 32_000,
   'hidden_size': 4096,
+  'max_position_embeddings': 2048,
   'num_hidden_layers': 32,
   'num_attention_heads': 32,
   'rms_norm_eps': 1e-6,
@@ -37,6 +38,7 @@ _DEFAULTS = {
     'intermediate_size': 14_336,
     'num_key_value_heads': 8,
     'sliding_window': 4096,
+    'max_position_embeddings': 2**17,
   },
 }
 
@@ -57,6 +59,7 @@ def model(config: fields_lib.Fields) -> lm.ByteLM:
     window = config.optional_integer('sliding_window')
   return lm.ByteLM(
     masks=(masks.Causal(window),),
+    max_length=config.integer('max_position_embeddings'),
     vocabulary_size=config.integer('vocab_size'),
     tie_head=config.get('tie_word_embeddings'),
     norm_epsilon=config.number('rms_norm_eps'),

@@ -153,14 +153,14 @@ def test_long_rows_and_far_positions(run):
   ]
   assert all(re.match(r'\d+ ms, \d+ MB', row[1]) for row in rows)
   assert rows[-1][2].startswith('not run')
-  *_, near, far = (row for row in lines if len(row) == 4)
+  near, far, first, last = (row for row in lines if row[0].isdecimal())
   assert [near[0], far[0]] == ['64', '256']
   assert near[3] == far[3], 'the cache does not grow'
-  made = [row for row in lines if len(row) == 3][-2:]
-  assert [row[0] for row in made] == ['32', '64']
-  assert all(int(row[1]) > 0 for row in made)
-  # With JAX loaded it is hundreds of megabytes, and never more than there is.
-  assert all(100 < int(row[2]) < 100_000 for row in made)
+  assert [first[0], last[0]] == ['32', '64']
+  assert int(first[1]) > 0 and int(last[1]) > 0
+  # With JAX loaded it is hundreds of megabytes, in a process that is fresh.
+  assert 100 < int(first[2]) < 2000
+  assert first[3] == '0.0' and float(last[3]) < 30
 
 
 def test_the_forms_of_full_attention_compute_the_same():

@@ -243,8 +243,24 @@ def test_byte_language_model_as_llama_and_back(run, folder, finished, tmp_path):
   result = convert(run, folder, f'--source={out}', f'--workdir={workdir}')
   assert result.code == 0, result.err
   again = restore.restore(workdir)
-  assert again.config.model == config.model.clone(max_length=None)
+  assert again.config.model == config.model
   jax.tree.map(np.testing.assert_array_equal, again.params, params)
+  # Rows become as short as the model's; what is asked for is not changed.
+  short = {'max_position_embeddings': 12}
+  small_blt.edit_config(out, lambda tree: tree.update(short))
+  workdir = tmp_path / 'short'
+  result = convert(
+    run, folder, f'--source={out}', f'--workdir={workdir}',
+    '--set=evals.0.window=12', '--set=evals.0.stride=6',
+  )  # fmt: skip
+  assert result.code == 0, result.err
+  again = restore.restore(workdir).config
+  assert (again.model.max_length, again.row_length) == (12, 12)
+  result = convert(
+    run, folder, f'--source={out}', f'--workdir={tmp_path}/long',
+    '--set=row_length=13',
+  )  # fmt: skip
+  running.assert_refused(result, 'convert', 'row_length=13 exceeds model.max')
   small_blt.edit_config(out, lambda tree: tree.update(vocab_size=32_000))
   result = convert(run, folder, f'--source={out}', f'--workdir={tmp_path}/new')
   running.assert_refused(result, 'convert', 'no tokenizer.json', '32000 ids')

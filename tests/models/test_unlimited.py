@@ -1,7 +1,10 @@
 """Other masks for models as they are."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,6 +13,7 @@ from models import forward
 from models import lm
 from models import masks
 from models import patched
+from models import patching
 from models import stacks
 from models import unlimited
 from tests.models import small_lm
@@ -43,6 +47,37 @@ def test_every_part_of_a_patched_model_is_changed():
   inner = unlimited.read_with(model, MASK).model
   assert inner.encoder.masks == (masks.Causal(3),)
   assert inner.latent.masks == inner.decoder.masks == (MASK,)
+
+
+def test_the_cache_of_patches_of_any_length_is_bounded():
+  stack = stacks.Stack(width=16, layers=1, heads=2, hidden=16)
+  whole = patching.Patching(patching.Space(), max_length=None)
+  model = byte_latent.ByteLatent(
+    encoder=stack, latent=stack, decoder=stack, patching=whole
+  )
+  found = unlimited.read_with(model, MASK)
+  assert found.patching == dataclasses.replace(whole, max_length=7)
+  assert unlimited.read_with(model, masks.Causal()).patching == whole
+  short = model.clone(patching=patching.Patching(patching.Space(), 5))
+  assert unlimited.read_with(short, MASK).patching.max_length == 5
+
+  def sizes(model, length):
+    return jax.tree.map(
+      jnp.shape, jax.eval_shape(lambda: model.init_cache(1, length))
+    )
+
+  assert sizes(model, 640) != sizes(model, 6400)
+  assert sizes(found, 640) == sizes(found, 6400)
+
+
+def test_a_limit_of_a_part_is_checked_against_the_rows_of_the_whole():
+  stack = stacks.Stack(width=16, layers=1, heads=2, hidden=16)
+  model = byte_latent.ByteLatent(
+    encoder=stack.copy(masks=(MASK,)), latent=stack, decoder=stack, max_length=7
+  )
+  unlimited.check(model)
+  with pytest.raises(ValueError, match=r'n_local=7 exceeds the cache, .*=6'):
+    unlimited.check(model.clone(max_length=6))
 
 
 def test_a_limit_is_taken_off_and_changed():
