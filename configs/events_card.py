@@ -55,7 +55,7 @@ def get_config() -> base.Config:
       event_orders.EventOrders(),
     ),
     mesh=sharding.MeshShape(),
-    shardings=sharding.TRANSFORMER,
+    shardings=sharding.EVENTS,
     # 120 events of 8 columns.
     row_length=960,
     batch_size=32,

@@ -38,11 +38,12 @@ BYTE_LATENT = (
   *TRANSFORMER,
 )
 
-# Columns have any number of ids, which need not divide: tables and heads are
-# split by the width of the model.
+# Columns have any number of ids, and copying any reach, which need not divide:
+# tables and heads are split by the width of the model.
 EVENTS = (
   (r'embed/(ids|since)$', (None, 'fsdp')),
-  (r'(head_\d+|narrow\w*)/kernel$', ('fsdp', None)),
+  (r'(head_\d+|narrow\w*|copying/gate)/kernel$', ('fsdp', None)),
+  (r'verdict/(head|event|known)/kernel$', ('fsdp', None)),
   *TRANSFORMER,
 )
 

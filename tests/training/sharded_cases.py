@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from models import byte_latent
+from models import event_judge
 from models import event_lm
 from models import forward
+from models import image_mlp
 from models import linear
 from models import lm
 from models import masks
@@ -27,10 +29,16 @@ from released import llama
 from training import column_nats
 from training import objectives
 from training import sharding
+from training import soft_labels
 from training import step as step_lib
 
 ROWS, LENGTH = 16, 16
+# Where blocks of queries, of at least 32, meet their windows one by one.
+LONG, WINDOW = 96, 24
 COLUMNS = (5, 6, 4, 3)
+# One of them with more ids than are multiplied.
+WIDE_COLUMNS = (5, 70, 4, 3)
+PIXELS = 64
 BTT = structured.BlockTensorTrain
 _DENSE = linear.Dense()
 _NGRAMS = ngrams.NgramEmbedding(sizes=(3,), rows=64)
@@ -41,12 +49,14 @@ class Case(NamedTuple):
   """A model, what it minimises, and where its parameters go.
 
   still: beginnings of the paths of parameters that have no gradient.
+  length: ids of a row, or its events.
   """
 
   model: nn.Module
   rules: sharding.Rules
   objective: object = objectives.NextToken(z_loss=1e-3)
   still: tuple[str, ...] = ()
+  length: int = LENGTH
 
 
 def _byte_lm(**fields):
@@ -62,7 +72,15 @@ def _structured(layer, **fields):
 
 def _byte_latent():
   """The layout of the presets, with a projection at every seam."""
-  local = stacks.Stack(16, 1, 2, 32, residual_gain=1.0, remat=True)
+  local = stacks.Stack(
+    16,
+    1,
+    2,
+    32,
+    masks=(masks.Causal(window=WINDOW),),
+    residual_gain=1.0,
+    remat=True,
+  )
   latent = stacks.Stack(
     24, 2, 2, 32, residual_gain=1.0, scan_layers=True, remat=True
   )
@@ -104,6 +122,54 @@ def _events(width=16, cell_width=8, layer=_DENSE):
   )
 
 
+def _event_case(model, rules, length=8, **fields):
+  objective = column_nats.ColumnNats(label_weight=3.0)
+  return Case(model, rules, objective, length=length, **fields)
+
+
+def _card_events():
+  """The layout of configs/events_card.py."""
+  masked = {
+    'masks': (masks.Causal(window=WINDOW),),
+    'position': positions.Alibi(),
+  }
+  return event_lm.EventLM(
+    trunk=stacks.Stack(width=16, layers=1, heads=2, hidden=16, **masked),
+    columns=WIDE_COLUMNS,
+    numbers=(1, 2),
+    cell_width=8,
+    cell_hidden=8,
+    waves=2,
+    reach=2,
+    copies=True,
+    judge=event_judge.Judge(
+      stack=stacks.Stack(width=8, layers=1, heads=2, hidden=16, **masked),
+      hidden=16,
+      alone=True,
+    ),
+  )
+
+
+def _judged_events():
+  """A judge of which all others learn, too."""
+  stack = stacks.Stack(width=16, layers=1, heads=2, hidden=16)
+  judge = event_judge.Judge(stack=stack, hidden=16)
+  return _events().clone(copies=True, judge=judge)
+
+
+def _image(width, layer):
+  return image_mlp.ImageMLP(
+    width=width,
+    layers=2,
+    pixels=PIXELS,
+    linear=linear.Roles(layer, head=_DENSE),
+  )
+
+
+def _lambda(**fields):
+  return masks.Lambda(n_global=4, n_local=WINDOW, **fields)
+
+
 def _llama():
   """As convert.py makes it of a config.json."""
   return llama.model(
@@ -143,16 +209,42 @@ CASES = {
     ),
     sharding.TRANSFORMER,
   ),
+  'windowed': Case(
+    _byte_lm(
+      masks=(masks.Causal(window=WINDOW),), scan_layers=True, remat=True
+    ),
+    sharding.TRANSFORMER,
+    length=LONG,
+  ),
+  'lambda_rotary': Case(
+    _byte_lm(masks=(_lambda(), _lambda(sinks='cache'))),
+    sharding.TRANSFORMER,
+    length=LONG,
+  ),
+  'lambda_alibi': Case(
+    _byte_lm(
+      masks=(_lambda(), _lambda(top_k=2)), position=positions.Alibi()
+    ),
+    sharding.TRANSFORMER,
+    length=LONG,
+  ),
   'byte_latent': Case(
-    _byte_latent(), sharding.BYTE_LATENT, still=('entropy/',)
+    _byte_latent(), sharding.BYTE_LATENT, still=('entropy/',), length=LONG
   ),
-  'events': Case(
-    _events(), sharding.EVENTS, column_nats.ColumnNats(label_weight=3.0)
+  'events': _event_case(_events(), sharding.EVENTS),
+  'judged_events': _event_case(_judged_events(), sharding.EVENTS),
+  # The judge alone says what the last column is.
+  'card_events': _event_case(
+    _card_events(), sharding.EVENTS, still=('head_3/',), length=LONG
   ),
-  'structured_events': Case(
-    _events(64, 64, BTT()),
-    (*sharding.CORES, *sharding.EVENTS),
-    column_nats.ColumnNats(label_weight=3.0),
+  'structured_events': _event_case(
+    _events(64, 64, BTT()), (*sharding.CORES, *sharding.EVENTS)
+  ),
+  'image': Case(
+    _image(16, _DENSE), sharding.TRANSFORMER, soft_labels.SoftLabels()
+  ),
+  'structured_image': Case(
+    _image(64, BTT()), sharding.STRUCTURED, soft_labels.SoftLabels()
   ),
   'llama': Case(_llama(), sharding.TRANSFORMER),
   'block_train': Case(
@@ -214,13 +306,17 @@ def make_params(model, seed=0):
 def make_batch(name):
   """Words that recur, several documents per row, padding, uneven masks."""
   rng = np.random.default_rng(1)
-  if name.endswith('events'):
-    return _event_batch(rng)
-  ids_BT = rng.integers(4, 8, (ROWS, LENGTH + 1)).astype(np.int32)
-  starts_BT = rng.random((ROWS, LENGTH)) < 0.2
+  case = CASES[name]
+  if isinstance(case.model, event_lm.EventLM):
+    return _event_batch(rng, case.model.columns, case.length)
+  if isinstance(case.model, image_mlp.ImageMLP):
+    return _image_batch(rng, case.model)
+  length = case.length
+  ids_BT = rng.integers(4, 8, (ROWS, length + 1)).astype(np.int32)
+  starts_BT = rng.random((ROWS, length)) < 3.2 / length
   documents_BT = 1 + np.cumsum(starts_BT, axis=1, dtype=np.int32)
   documents_BT[::5, -3:] = 0
-  mask_BT = rng.random((ROWS, LENGTH)) < np.linspace(0.1, 1, ROWS)[:, None]
+  mask_BT = rng.random((ROWS, length)) < np.linspace(0.1, 1, ROWS)[:, None]
   batch = {
     'ids': ids_BT[:, :-1],
     'targets': ids_BT[:, 1:],
@@ -234,15 +330,28 @@ def make_batch(name):
   return batch
 
 
-def _event_batch(rng):
+def _image_batch(rng, model):
+  """Sums of two images, a class of each."""
+  targets, other = rng.integers(0, model.classes, (2, ROWS, 1), np.int32)
+  return {
+    'ids': rng.integers(4, 260, (ROWS, model.pixels), np.int32),
+    'targets': targets,
+    'other': other,
+    'share': rng.random((ROWS, 1), np.float32),
+    'documents': np.ones((ROWS, 1), np.int32),
+    'mask': np.ones((ROWS, 1), np.float32),
+  }
+
+
+def _event_batch(rng, columns, events):
   """Whole events of random cells, labels in the last column."""
-  events, count = LENGTH // 2, len(COLUMNS)
+  count = len(columns)
   shape = (ROWS, events, count)
-  first_C = np.cumsum((0, *COLUMNS[:-1]))
-  ids = (rng.integers(0, COLUMNS, shape) + first_C).astype(np.int32)
+  first_C = np.cumsum((0, *columns[:-1]))
+  ids = (rng.integers(0, columns, shape) + first_C).astype(np.int32)
   value = rng.normal(size=shape).astype(np.float32)
   value[rng.random(shape) < 0.3] = np.nan
-  starts_BE = rng.random((ROWS, events)) < 0.3
+  starts_BE = rng.random((ROWS, events)) < 2.4 / events
   documents = np.repeat(1 + np.cumsum(starts_BE, 1), count, axis=1)
   documents[::5, -count:] = 0
   label = np.broadcast_to(np.arange(count) == count - 1, shape)

@@ -4,11 +4,15 @@ Gradients agree within 2e-5 of the largest of their array, losses within 1e-5.
 """
 
 import functools
+import importlib
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from models import masks
+from models import window_attention
 from tests.training import sharded_cases
 from training import optimizer
 from training import sharding
@@ -35,7 +39,11 @@ MESHES = (
 CHOSEN = {
   ('unrolled', (2, 2, 2)),
   ('scanned', (1, 2, 2, 2)),
+  ('windowed', (2, 1, 1, 4)),
+  ('lambda_rotary', (1, 2, 2, 2)),
   ('byte_latent', (1, 4, 2)),
+  ('card_events', (2, 2, 2)),
+  ('structured_image', (2, 2, 2)),
   ('structured_events', (4, 2, 1)),
   ('block_train', (1, 2, 2, 1, 2)),
   ('expert_layers', (1, 2, 1, 2, 2)),
@@ -80,9 +88,23 @@ def assert_close(got, want, *, atol=2e-5, still=()):
     )
 
 
+@pytest.fixture
+def plans(monkeypatch):
+  """Of all attention that goes from block to block, as it is traced."""
+  found, scan = [], window_attention._scan
+
+  def noted(setting, case):
+    found.append(setting[1])
+    return scan(setting, case)
+
+  monkeypatch.setattr(window_attention, '_scan', noted)
+  return found
+
+
 @pytest.mark.parametrize(('name', 'shape'), PRODUCT)
-def test_sharded_gradients_equal_unsharded_ones(name, shape):
+def test_sharded_gradients_equal_unsharded_ones(name, shape, plans):
   loss, grads = unsharded(name)
+  plans.clear()
   case, params = sharded_cases.CASES[name], sharded_cases.params(name)
   mesh = make_mesh(shape)
   places = sharding.shard_tree(params, mesh, case.rules)
@@ -100,6 +122,43 @@ def test_sharded_gradients_equal_unsharded_ones(name, shape):
     found = jax.device_get(run(jax.device_put(params, places), batch))
   np.testing.assert_allclose(found[0], loss, rtol=1e-5)
   assert_close(found[1], grads, still=case.still)
+  blocks = {3} if case.length == sharded_cases.LONG else set()
+  assert {plan.blocks for plan in plans} == blocks
+
+
+@pytest.mark.parametrize('name', ['windowed', 'card_events'])
+def test_windows_end_within_the_documents_of_long_rows(name):
+  cells_BT = sharded_cases.make_batch(name)['documents']
+  documents_BT = cells_BT[:, :: cells_BT.shape[1] // sharded_cases.LONG]
+  found_BT = masks.row_tokens(jnp.asarray(documents_BT)).position_BT
+  assert np.mean(found_BT >= sharded_cases.WINDOW) > 0.2
+
+
+# Of the kinds of models that they train.
+SHIPPED = {
+  'unlimited': 'lambda_rotary',
+  'events_card': 'card_events',
+  'events_csv': 'card_events',
+  'cifar10': 'structured_image',
+  'cifar10_dense': 'image',
+  'blt_1b': 'byte_latent',
+  'btt': 'monarch',
+}
+
+
+@pytest.mark.parametrize('name', SHIPPED)
+def test_configs_ship_the_rules_that_are_compared(name):
+  config = importlib.import_module(f'configs.{name}').get_config()
+  assert config.shardings == sharded_cases.CASES[SHIPPED[name]].rules
+
+
+def test_rules_of_events_fit_the_model_that_is_shipped():
+  config = importlib.import_module('configs.events_card').get_config()
+  model = config.model.clone(columns=(9, 5, 300, 3), numbers=(1,))
+  ids_BT = jnp.zeros((1, 4), jnp.int32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), ids_BT)['params']
+  for shape in MESHES:
+    sharding.shard_tree(shapes, make_mesh(shape), config.shardings)
 
 
 @pytest.mark.slow
