@@ -1,7 +1,11 @@
 """Joining the other processes of a job, before any device is used."""
 
+import ctypes
 import importlib.util
 import os
+import pathlib
+import signal
+import socket
 import sys
 import time
 from collections.abc import Mapping
@@ -14,9 +18,23 @@ from absl import flags
 # long one that has finished waits for the others. JAX's default is 300 s.
 _SECONDS = 100
 _GRACE = 5
+# How long processes wait for one another to come.
+_COMING = 300
 
 # Exit code of what ends through no fault of its own, from sysexits.h.
 TRY_AGAIN = 75
+
+# Where schedulers say which process this is.
+_PLACES = (
+  'SLURM_PROCID',
+  'OMPI_COMM_WORLD_RANK',
+  'TPU_WORKER_ID',
+  'JOB_COMPLETION_INDEX',
+)
+_AGAIN = (
+  'start all of them again, as many as there are machines: what was saved is'
+  ' taken up'
+)
 
 # What errors say of a process that is gone: Gloo, NCCL, JAX's own service.
 _LOST = (
@@ -29,6 +47,17 @@ _LOST = (
   'heartbeat',
   'Barrier',
 )
+
+
+class NotReachedError(OSError):
+  """The processes of a job did not all come."""
+
+
+class _State:
+  """Of this process: its number in the job that it joins, how it is ended."""
+
+  number: int | None = None
+  on_abort: Any = None
 
 
 class Flags(NamedTuple):
@@ -66,7 +95,10 @@ def join(job: Flags) -> None:
   The job is described by the flags, or else by what jax.distributed knows:
   Slurm, Open MPI, TPU pods, and indexed jobs of Kubernetes where the package
   `kubernetes` is installed. ValueError if the flags do not describe one;
-  OSError if the others do not come.
+  OSError if a scheduler does not; NotReachedError if the others do not come.
+
+  From here on JAX's service ends this process by abort() when another one is
+  gone; that is made to be one sentence and TRY_AGAIN, after JAX's own words.
   """
   given = {name: flag.value for name, flag in job._asdict().items()}
   missing = [name for name, value in given.items() if value is None]
@@ -100,13 +132,11 @@ def join(job: Flags) -> None:
 def lost(error: Exception) -> str | None:
   """What to tell the user if an error is that of a process that is gone."""
   text = ' '.join(str(error).split())
-  is_joined = jax.distributed.is_initialized()
-  if not is_joined or not any(sign in text for sign in _LOST):
+  if isinstance(error, NotReachedError):
+    return text
+  if _State.number is None or not any(sign in text for sign in _LOST):
     return None
-  return (
-    f'another process of the job was lost ({text[:200]}); start all of them'
-    ' again, as many as there are machines: what was saved is taken up'
-  )
+  return f'another process of the job was lost ({text[:200]}); {_AGAIN}'
 
 
 def leave(text: str, code: int) -> None:
@@ -115,10 +145,11 @@ def leave(text: str, code: int) -> None:
   An orderly end would wait for the others, and they may be waiting for this
   one: that its connections are closed is how they hear of it.
   """
-  if not jax.distributed.is_initialized():
+  if _State.number is None:
     return
+  _end_aborts('', code)
   print(text, file=sys.stderr)
-  if jax.process_index() == 0:
+  if _State.number == 0:
     # With it goes what the others are connected to, so they come first.
     time.sleep(_GRACE)
   sys.stdout.flush()
@@ -127,26 +158,81 @@ def leave(text: str, code: int) -> None:
 
 
 def _connect(*job: Any) -> None:
+  """Joins the job of these arguments to JAX, or that of the scheduler."""
+  named = 'process 0 of the job was not reached by all of its processes'
+  way = 'start them all at one time, on machines that reach one another'
+  number = next((os.environ[x] for x in _PLACES if x in os.environ), '')
+  # One that is not told waits before it leaves, as process 0 does.
+  number = int(number) if number.isdecimal() else 0
+  if job:
+    coordinator, count, number = job
+    named = f'--coordinator={coordinator} was not reached by all of {count}'
+    named += ' processes'
+    way = (
+      'start them all with the same --coordinator, a free port of the machine'
+      ' of process 0'
+    )
+  _State.number = number
+  if job and number == 0:
+    _check_port(coordinator, f'{named} (%s); {way}')
+  _end_aborts(
+    f"{named} within {_COMING} seconds (JAX's own words are above); {way}"
+  )
   try:
     jax.distributed.initialize(
       *job,
+      initialization_timeout=_COMING,
       heartbeat_timeout_seconds=_SECONDS,
       shutdown_timeout_seconds=_SECONDS,
     )
   except (RuntimeError, ValueError) as error:
     reason = str(error).splitlines()[0]
-    if not job:
+    if not job and not jax.distributed.is_initialized():
+      _State.number = None
+      _end_aborts(None)
       raise OSError(
         f'the scheduler does not describe a job to JAX ({reason}); start the'
         ' processes with it (srun, mpirun), give --coordinator=HOST:PORT,'
         ' --processes and --process_id, or --processes=1 to run alone.'
       ) from error
-    coordinator, count, _ = job
-    raise OSError(
-      f'--coordinator={coordinator} was not reached by all of {count}'
-      f' processes ({reason}); start them all with the same --coordinator, a'
-      ' free port of the machine of process 0.'
-    ) from error
+    raise NotReachedError(f'{named} ({reason}); {way}') from error
+  _end_aborts(
+    'another process of the job was lost, or JAX has failed in this one (its'
+    f' own words are above); {_AGAIN}'
+  )
+
+
+def _check_port(coordinator: str, words: str) -> None:
+  """NotReachedError if this process cannot listen there, which JAX dies of."""
+  _, _, port = coordinator.rpartition(':')
+  both = socket.has_dualstack_ipv6()
+  family = socket.AF_INET6 if both else socket.AF_INET
+  try:
+    socket.create_server(
+      ('', int(port)), family=family, dualstack_ipv6=both
+    ).close()
+  except (OSError, OverflowError) as error:
+    raise NotReachedError(words % error) from error
+
+
+def _end_aborts(text: str | None, code: int = TRY_AGAIN) -> None:
+  """Makes abort() end this process with these words and code; None: as ever.
+
+  Python cannot do that: its handlers run after the signal's, when a process
+  that has called abort() is no more.
+  """
+  script = pathlib.Path(sys.argv[0])
+  name = script.parent.name if script.stem == '__main__' else script.name
+  line = f'{name}: {text}\n'.encode() if text else b''
+
+  def end(_: int) -> None:
+    os.write(2, line)
+    os._exit(code)
+
+  kind = ctypes.CFUNCTYPE(None, ctypes.c_int)
+  handler = kind() if text is None else kind(end)
+  ctypes.CDLL(None).signal(signal.SIGABRT, handler)
+  _State.on_abort = handler  # Not to be freed while it may be called.
 
 
 def _is_scheduled(environment: Mapping[str, str]) -> bool:

@@ -44,10 +44,17 @@ def define_flags() -> Flags:
 def run(
   config: base.Config, init: Callable[[base.Config, Any], Any], job: Flags
 ) -> bool:
-  """Prints the report if the flags ask for one, and says whether they do."""
+  """Prints the report if the flags ask for one, and says whether they do.
+
+  ValueError, after it is printed, if the run has too little memory: what would
+  start it next goes by the exit code.
+  """
   if job.dry_run.value:
     devices, chip = job.devices.value, job.chip.value
-    print(report(config, init, devices=devices, chip=chip))
+    found = report(config, init, devices=devices, chip=chip)
+    print(found.text, flush=True)
+    if found.refusal:
+      raise ValueError(found.refusal)
   return job.dry_run.value
 
 
@@ -57,7 +64,7 @@ def report(
   *,
   devices: int | None = None,
   chip: str = 'H100',
-) -> str:
+) -> estimate.Report:
   """The memory, FLOPs and time of a config's run, one topic per paragraph.
 
   init: makes the train state of a config and its optimizer; only traced.

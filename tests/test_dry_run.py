@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from configs import blt_1b
 from configs import blt_bench
 from configs import dry_run
 from configs import events_card
@@ -50,7 +51,7 @@ def test_report_of_a_byte_latent_transformer(capsys, new_arrays):
 
 
 def test_report_of_a_byte_model_has_no_patches():
-  text = dry_run.report(tiny.get_config(), init)
+  text = dry_run.report(tiny.get_config(), init).text
   assert 'patches' not in text
   assert 'entropy' not in text
 
@@ -62,7 +63,7 @@ def test_report_says_what_devices_send():
     batch_size=16,
     mesh=sharding.MeshShape(fsdp=2, tensor=2, sequence=2),
   )
-  text = ' '.join(dry_run.report(config, init, devices=16).split())
+  text = ' '.join(dry_run.report(config, init, devices=16).text.split())
   assert 'data 2 x fsdp 2 x tensor 2 x sequence 2 = 16 H100' in text
   for part in (
     'weights all-gather over fsdp',
@@ -74,6 +75,14 @@ def test_report_says_what_devices_send():
     assert part in text, part
   assert 'by the roofline at most' in text
   assert '450GB/s among 8 devices, 50GB/s beyond' in text
+
+
+def test_a_run_that_does_not_fit_is_refused(capsys):
+  """After the report: what comes after a dry run goes by its exit code."""
+  config = blt_1b.get_config()
+  with pytest.raises(ValueError, match=r'80GB of H100; give --set accumulate='):
+    dry_run.run(config, init, flag_values(True, 8))
+  assert 'of 80GB: DOES NOT FIT' in ' '.join(capsys.readouterr().out.split())
 
 
 def test_projections_are_used_by_the_tokens_they_see():
@@ -93,7 +102,7 @@ def test_tables_are_reported_by_cells_of_the_columns_in_their_data(tmp_path):
   )
   assert not config.model.columns
   model = dry_run.with_columns(config).model
-  text = ' '.join(dry_run.report(config, init).split())
+  text = ' '.join(dry_run.report(config, init).text.split())
   cells = config.batch_size * config.row_length
   parts = flops.per_byte(model, length=config.row_length)
   assert f'FLOPs per cell forward {parts.total / 1e3:.3g}k' in text
@@ -104,7 +113,7 @@ def test_tables_are_reported_by_cells_of_the_columns_in_their_data(tmp_path):
 def test_report_uses_what_set_changed():
   config = tiny.get_config()
   wide = dataclasses.replace(config, model=config.model.copy(hidden=4096))
-  texts = [dry_run.report(c, init) for c in (config, wide)]
+  texts = [dry_run.report(c, init).text for c in (config, wide)]
   assert texts[0] != texts[1]
   with pytest.raises(ValueError, match=r'batch_size=8 does not divide over 16'):
     dry_run.report(config, init, devices=16)

@@ -87,11 +87,17 @@ def test_pods_are_made_anew_when_it_helps():
   [container] = pod['containers']
   rules = spec['podFailurePolicy']['rules']
   assert rules[0]['onPodConditions'] == [{'type': 'DisruptionTarget'}]
-  codes = {}
-  for rule in rules[1:]:
-    assert rule['onExitCodes']['containerName'] == container['name']
-    codes |= dict.fromkeys(rule['onExitCodes']['values'], rule['action'])
-  assert codes == {75: 'Ignore', 134: 'Ignore', 1: 'FailJob'}
+  [before] = pod['initContainers']
+  codes = {
+    (rule['onExitCodes']['containerName'], value): rule['action']
+    for rule in rules[1:]
+    for value in rule['onExitCodes']['values']
+  }
+  assert codes == {
+    (container['name'], 75): 'Ignore',
+    (container['name'], 1): 'FailJob',
+    (before['name'], 1): 'FailJob',
+  }
   assert flags(container)['stop_code'] == '75'
 
 
@@ -127,6 +133,7 @@ def bin_folder(tmp_path):
   folder.mkdir()
   for name in ('srun', 'scontrol', 'scancel', 'gcloud', 'git', 'python'):
     fake(folder, name, f'echo {name} "$@" >>"$CALLS"')
+  fake(folder, 'squeue', 'echo "${STATE:-RUNNING}"')
   return folder
 
 
@@ -186,6 +193,23 @@ def test_slurm_queues_again_what_may_go_on(bin_folder, code, restarts, again):
   assert ('scontrol requeue 7' in calls(bin_folder)) == again
 
 
+def test_slurm_does_not_queue_again_what_was_cancelled(bin_folder):
+  """Its processes save and leave as ever, but Slurm says what it has done."""
+  fake(bin_folder, 'srun', 'exit 75')
+  for state in ('COMPLETING', 'CANCELLED', ''):
+    fake(bin_folder, 'squeue', f'echo {state}')
+    job = launch(bin_folder, 'slurm/job.sbatch', *TRAIN, **SLURM)
+    assert job.wait(300) == 75
+  assert not [x for x in calls(bin_folder) if x.startswith('scontrol')]
+
+
+def test_slurm_starts_nothing_that_does_not_fit(bin_folder):
+  fake(bin_folder, 'python', 'exit 1')
+  job = launch(bin_folder, 'slurm/job.sbatch', *TRAIN, **SLURM)
+  assert job.wait(300) == 1
+  assert not (bin_folder / 'calls').exists()
+
+
 def test_slurm_lets_the_run_save_when_time_is_up(bin_folder):
   # The step ends some time after it was told to, not with the batch script.
   fake(
@@ -226,15 +250,54 @@ def test_tpu_makes_the_vm_anew_after_a_preemption(bin_folder):
   assert job.wait(300) == 0, job.stderr.read()
   made = [line.split()[0] for line in calls(bin_folder)]
   assert made == [
-    'python', 'describe', 'ssh', 'describe', 'delete', 'create', 'git', 'scp',
-    'ssh', 'ssh', 'ssh',
+    'python', 'describe', 'ssh', 'ssh', 'describe', 'delete', 'create', 'git',
+    'scp', 'ssh', 'ssh', 'ssh', 'ssh',
   ]  # fmt: skip
-  first, last = calls(bin_folder)[2], calls(bin_folder)[-1]
+  first, last = calls(bin_folder)[3], calls(bin_folder)[-1]
   assert first == last
   for words in (
     '--worker=all', '--set a=b\\ c --stop_code=75 --coordinator=auto',
   ):  # fmt: skip
     assert words in last
+
+
+# A VM that is there from `create` to `delete`, whose installation fails once.
+CLOUD = r"""
+echo "$4" >>"$CALLS"
+case "$4 $*" in
+create*) touch "$CALLS.vm";;
+delete*) rm -f "$CALLS.vm" "$CALLS.marked";;
+describe*) [[ -e $CALLS.vm ]] && echo READY;;
+*'touch installed'*) touch "$CALLS.marked";;
+*'test -e installed'*) [[ -e $CALLS.marked ]];;
+*"$FAILS"*) [[ -e $CALLS.failed ]] || { touch "$CALLS.failed"; exit 1; };;
+*train.py*) [[ -e $CALLS.marked ]];;
+esac
+"""
+
+
+@pytest.mark.parametrize('step', ['scp', 'apt-get', 'mount-it', 'nothing'])
+@pytest.mark.parametrize('left', [False, True])
+def test_tpu_installs_a_vm_until_it_is_done(bin_folder, step, left):
+  """Also one that is there and was left as it was before it was installed."""
+  fake(bin_folder, 'gcloud', CLOUD)
+  if left:
+    (bin_folder / 'calls.vm').touch()
+  job = launch(
+    bin_folder, 'tpu/run.sh', *TRAIN, **TPU, RESTARTS='1', SETUP='mount-it',
+    FAILS=step,
+  )  # fmt: skip
+  assert job.wait(300) == 0, job.stderr.read()
+  assert calls(bin_folder).count('create') == (1 if step == 'nothing' else 2)
+
+
+def test_tpu_leaves_no_vm_that_cannot_be_installed(bin_folder):
+  fake(bin_folder, 'gcloud', CLOUD.replace('[[ -e $CALLS.failed ]] ||', ''))
+  job = launch(
+    bin_folder, 'tpu/run.sh', *TRAIN, **TPU, RESTARTS='1', FAILS='apt-get'
+  )
+  assert job.wait(300) == 1
+  assert not (bin_folder / 'calls.vm').exists()
 
 
 def test_tpu_gives_up(bin_folder):

@@ -24,6 +24,7 @@ from orbax.checkpoint import v1 as ocp
 
 from training import leaves
 from training import manifest as manifests
+from training import shared_folder
 
 # Of the manifest of a step.
 _FIELDS = {'step': int, 'extra': dict, 'config': dict, 'leaves': dict}
@@ -309,10 +310,10 @@ def _newest_intact(
     step = -1 if found is None else found[0]
     lost = int(found is None and bool(problems))
     step, lost = multihost_utils.broadcast_one_to_all(np.array([step, lost]))
+    seen = shared_folder.seen(root, int(step), _FIELDS)
     if not _is_writer():
       problems = {-1: 'see process 0'} if lost else {}
-      if step >= 0:
-        found = (int(step), manifests.read(root / str(step), _FIELDS))
+      found = seen and (int(step), seen)
   if found is None and problems:
     listed = ', '.join(f'{step}: {why}' for step, why in problems.items())
     raise ValueError(

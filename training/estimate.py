@@ -107,6 +107,13 @@ class Estimate(NamedTuple):
   roofline: float
 
 
+class Report(NamedTuple):
+  """The lines that a dry run prints, and why the run cannot be, if so."""
+
+  text: str
+  refusal: str | None
+
+
 def predict(
   config: Any,
   *,
@@ -144,7 +151,6 @@ def predict(
   )
   memory = memory_per_device(config, state, mesh, rows * per_row)
   sent = traffic.sent(planned(config, mesh, stored), state.params, uses)
-  # Per device.
   ids = config.batch_size * config.row_length / mesh.size
   known = CHIPS[chip]
   seconds = Seconds(
@@ -196,17 +202,23 @@ def speed(chip: Chip, mesh: Any, axes: tuple[str, ...]) -> float:
   return chip.link if joined == whole else min(chip.link, joined * chip.network)
 
 
-def report(config: Any, *, flops: Flops, chip: str = 'H100', **how: Any) -> str:
-  """The lines that a dry run of a config prints; arguments as `predict`."""
+def report(
+  config: Any, *, flops: Flops, chip: str = 'H100', **how: Any
+) -> Report:
+  """What a dry run of a config says; arguments as `predict`."""
   found = predict(config, flops=flops, chip=chip, **how)
   ids = config.batch_size * config.row_length
   least = ', '.join(f'{n} {v:.3g}' for n, v in found.seconds._asdict().items())
   patches = f'patches of {flops.patch_bytes or 1:.3g} bytes; '
   known, unit, mesh = CHIPS[chip], flops.unit, found.mesh
+  refusal = _refusal(config, found, chip)
   lines = {
     'mesh': f'{sharding.described(mesh.shape)} = {mesh.size} {chip}',
     'parameters': _sum(found.parameters),
-    'memory per device': _memory_line(found, chip),
+    'memory per device': (
+      f'{_sum(found.memory._asdict(), "B")} of {_short(known.memory)}B'
+      f'{": DOES NOT FIT" if refusal else ""}'
+    ),
     f'FLOPs per {unit}': f'forward {_forward_line(flops.forward)}',
     'FLOPs per step': (
       f'{_short(flops.needed * ids)} needed, {_short(flops.computed * ids)}'
@@ -237,15 +249,14 @@ def report(config: Any, *, flops: Flops, chip: str = 'H100', **how: Any) -> str:
       f' {_short(known.network)}B/s beyond'
     ),
   }
-  return '\n'.join(
+  indent = ' ' * 18
+  text = '\n'.join(
     textwrap.fill(
-      f'{name:18}{line}',
-      100,
-      subsequent_indent=' ' * 18,
-      break_on_hyphens=False,
+      f'{n:18}{x}', 100, subsequent_indent=indent, break_on_hyphens=False
     )
-    for name, line in lines.items()
+    for n, x in lines.items()
   )
+  return Report(text, refusal)
 
 
 def abstract_mesh(
@@ -280,15 +291,12 @@ def memory_per_device(
   once.
   """
   parameters = _bytes_per_device(state.params, mesh, config.shardings)
-  largest = max(
-    (
-      math.prod(leaf.shape[-2:]) * leaf.dtype.itemsize
-      for leaf in _matrices(state.params)
-    ),
-    default=0,
-  )
+  matrices = [
+    math.prod(leaf.shape[-2:]) * leaf.dtype.itemsize
+    for leaf in _matrices(state.params)
+  ]
   # The matrix of this matmul and that of the next one.
-  gathered = 2 * largest if mesh.shape['fsdp'] > 1 else 0
+  gathered = 2 * max(matrices, default=0) if mesh.shape['fsdp'] > 1 else 0
   return Memory(
     parameters=parameters,
     moments=_bytes_per_device(state.optimizer, mesh, config.shardings),
@@ -300,14 +308,11 @@ def memory_per_device(
 
 def _bytes_per_device(tree: Any, mesh: Any, rules: sharding.Rules) -> int:
   placed = sharding.shard_tree(tree, mesh, rules)
-  pieces = jax.tree.map(
-    lambda leaf, where: (
-      math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-    ),
-    tree,
-    placed,
-  )
-  return sum(jax.tree.leaves(pieces))
+
+  def size(leaf: Any, where: Any) -> int:
+    return math.prod(where.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+  return sum(jax.tree.leaves(jax.tree.map(size, tree, placed)))
 
 
 def _matrices(params: Any) -> list[Any]:
@@ -341,22 +346,25 @@ def _sizes_by_part(params: Any) -> dict[str, int]:
   return sizes
 
 
-def _memory_line(found: Estimate, chip: str) -> str:
+def _refusal(config: Any, found: Estimate, chip: str) -> str | None:
+  """Why a run cannot be, with the way out; None where its memory does."""
   memory, room = found.memory, CHIPS[chip].memory
-  line = f'{_sum(memory._asdict(), "B")} of {_short(room)}B'
   if memory.total <= room:
-    return line
-  rest = memory.total - memory.activations
+    return None
   per_row = memory.activations / found.rows
-  fits = [
-    rows
-    for rows in range(1, found.rows)
-    if found.rows % rows == 0 and rest + rows * per_row <= room
-  ]
-  way = 'raise mesh.fsdp'
-  if fits:
-    way = f'multiply accumulate by {found.rows // fits[-1]}'
-  return f'{line}: DOES NOT FIT; {way}'
+  rest = memory.total - memory.activations
+  if config.accumulate == 1:
+    rest += memory.parameters  # Gradients of a part beside their sum.
+  most = (room - rest) / per_row
+  fits = [n for n in range(1, found.rows) if n <= most and not found.rows % n]
+  way = (
+    f'give --set accumulate={config.accumulate * found.rows // fits[-1]}'
+    if fits
+    else f'raise mesh.fsdp above {found.mesh.shape["fsdp"]}, shorten'
+    ' row_length, or take a chip with more memory'
+  )
+  needed = f'{_short(memory.total)}B per device do not fit'
+  return f'{needed} into the {_short(room)}B of {chip}; {way}.'
 
 
 def _sent_line(sent: list[traffic.Sent]) -> str:

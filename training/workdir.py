@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -59,7 +60,9 @@ def hold(directory: str | os.PathLike[str]) -> Iterator[None]:
 
   Some file systems of several machines do not tell one of the locks of another.
   So a lock that names another machine also counts as held while its file goes
-  on changing, as that of a living holder does, whatever the clocks say.
+  on changing, as that of a living holder does, whatever the clocks say. Of two
+  that begin at once, or where a holder was silent for so long that another one
+  took its place, the one whose name is not in the file any more ends.
   Raises ValueError naming the holder if another run has it.
   """
   if jax.process_index() != 0:
@@ -72,9 +75,11 @@ def hold(directory: str | os.PathLike[str]) -> Iterator[None]:
     is_sure = _lock(handle, path)
     found = path.read_text('utf-8', 'replace')
     _, machine, _ = (*found.splitlines(), '', '', '')[:3]
-    if found and not (is_sure and machine in ('', _machine())):
+    is_ours = is_sure and machine in ('', _machine())
+    if found and not is_ours:
       _wait_for_sign(path, found)
-    with _beating(handle, path):
+    # Time for another that has seen no sign either to write its name.
+    with _beating(handle, path, settle=0 if is_ours else _BEAT):
       yield
   finally:
     os.close(handle)
@@ -108,9 +113,23 @@ def _wait_for_sign(path: pathlib.Path, found: str) -> None:
       raise _refusal(path, now)
 
 
+def _check(path: pathlib.Path, name: str) -> None:
+  """Raises ValueError if another than `name` has written its name."""
+  now = path.read_text('utf-8', 'replace')
+  if now and not now.startswith(name):
+    raise _refusal(path, now)
+
+
 @contextlib.contextmanager
-def _beating(handle: int, path: pathlib.Path) -> Iterator[None]:
-  """Writes who holds the lock, and again and again that it is alive."""
+def _beating(
+  handle: int, path: pathlib.Path, *, settle: float
+) -> Iterator[None]:
+  """Writes who holds the lock, and again and again that it is alive.
+
+  Ends the process, as SIGKILL would, when another name stands there: all that
+  it would do from then on is another's to do.
+  settle: seconds after which to look for another name at first.
+  """
   name = f'process {os.getpid()} on {socket.gethostname()}\n{_machine()}\n'
   ended = threading.Event()
 
@@ -123,12 +142,20 @@ def _beating(handle: int, path: pathlib.Path) -> Iterator[None]:
     number = 0
     while not ended.wait(_BEAT):
       number += 1
-      with contextlib.suppress(OSError):  # The run has its own ways to fail.
+      try:
+        _check(path, name)
         beat(number)
+      except ValueError as error:
+        print(error, file=sys.stderr, flush=True)
+        os._exit(1)
+      except OSError:
+        pass  # The run has its own ways to fail.
 
   try:
     os.ftruncate(handle, 0)
     beat(0)
+    time.sleep(settle)
+    _check(path, name)
   except OSError as error:
     error.filename = str(path)
     raise

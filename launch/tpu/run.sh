@@ -2,10 +2,11 @@
 # One command of this repository on all hosts of a Cloud TPU VM:
 #
 #   TPU=patchwork ZONE=us-east5-a TYPE=v5p-32 CHIPS=16 launch/tpu/run.sh \
-#     train.py --config=configs/blt_1b.py --workdir=/shared/runs/blt_1b \
-#     --set mesh.fsdp=16 --set data.directory=/shared/patchwork
+#     train.py --config=configs/tiny.py --workdir=/shared/runs/tiny \
+#     --set batch_size=16 --set data.directory=/shared/patchwork
 #
-# Makes the TPU VM if there is none, or another one if it was preempted.
+# Makes the TPU VM if there is none, or another one if it was preempted or could
+# not be installed.
 set -uo pipefail
 
 : "${TPU:?names the TPU VM}" "${ZONE:?names its zone}" "${TYPE:?as v5p-32}"
@@ -27,12 +28,25 @@ INSTALL="mkdir -p patchwork && tar -xf patchwork.tar -C patchwork &&
   python3.11 -m venv ~/venv && cd patchwork &&
   ~/venv/bin/pip install -q -c constraints.txt -e '.[tpu]'"
 
+install() {
+  git archive --output="$archive/patchwork.tar" HEAD &&
+    tpu scp "$archive/patchwork.tar" "$TPU:" --worker=all &&
+    on_all "$INSTALL" && on_all "$SETUP" && on_all 'touch installed'
+}
+
+# Is there a VM, whose hosts have all been installed to the end?
+is_ready() {
+  [[ $(tpu describe "$TPU" --format='value(state)' 2>/dev/null) == READY ]] &&
+    on_all 'test -e installed'
+}
+
 make() {
   tpu delete "$TPU" --quiet 2>/dev/null # What a preemption leaves.
-  tpu create "$TPU" --accelerator-type="$TYPE" --version="$VERSION" --spot &&
-    git archive --output="$archive/patchwork.tar" HEAD &&
-    tpu scp "$archive/patchwork.tar" "$TPU:" --worker=all &&
-    on_all "$INSTALL" && on_all "$SETUP"
+  tpu create "$TPU" --accelerator-type="$TYPE" --version="$VERSION" --spot ||
+    return
+  install && return
+  tpu delete "$TPU" --quiet # Nothing can run there, and it is paid for.
+  return 1
 }
 
 archive=$(mktemp -d)
@@ -48,8 +62,7 @@ if [[ $1 == train.py ]]; then
 fi
 
 for ((attempt = 0; attempt <= RESTARTS; attempt++)); do
-  state=$(tpu describe "$TPU" --format='value(state)' 2>/dev/null)
-  if [[ $state == READY ]] || make; then
+  if is_ready || make; then
     # JAX asks the TPU VM who the others are.
     if on_all "cd patchwork && exec ~/venv/bin/python $quoted --coordinator=auto"
     then

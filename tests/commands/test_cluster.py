@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from unittest import mock
 
 import jax
 import numpy as np
@@ -16,7 +15,6 @@ import pytest
 
 from configs import base
 from configs import certify
-from configs import cluster
 from configs import restore
 from configs import stored
 from data import pipeline
@@ -284,67 +282,20 @@ def test_four_processes_lose_one_then_two_are_stopped_then_one_finishes(
     np.testing.assert_allclose(found[place], value, rtol=RTOL, err_msg=place)
 
 
-@pytest.mark.parametrize(
-  ('flags', 'words'),
-  [
-    (('--processes=2',), ('--coordinator is missing', 'HOST:PORT')),
-    (('--coordinator=here', '--processes=2', '--process_id=0'), ('HOST:PORT',)),
-    (
-      ('--coordinator=here:1', '--processes=2', '--process_id=2'),
-      ('--process_id=2 must be from 0 to --processes=2',),
-    ),
-    (('--coordinator=auto',), ('scheduler does not describe', 'srun')),
-  ],
-)
-def test_flags_that_describe_no_job(run, folder, tmp_path, flags, words):
-  result = running.train(run, folder, tmp_path / 'run', *flags)
-  running.assert_refused(result, 'train', *words)
-  assert not (tmp_path / 'run').exists()
-
-
-STEP = {'SLURM_STEP_NODELIST': 'a[1-2]'}
-PODS = {'KUBERNETES_SERVICE_HOST': '10.0.0.1', 'JOB_COMPLETION_INDEX': '1'}
-
-
-@pytest.mark.parametrize(
-  ('environment', 'package', 'several'),
-  [
-    ({}, True, False),
-    (STEP | {'SLURM_NTASKS': '1'}, True, False),
-    (STEP | {'SLURM_NTASKS': '4'}, False, True),
-    ({'SLURM_NTASKS': '4'}, True, False),
-    ({'OMPI_COMM_WORLD_SIZE': '2'}, True, False),
-    (
-      {'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_MCA_orte_hnp_uri': '1.0;tcp://a:1'},
-      False,
-      True,
-    ),
-    ({'TPU_WORKER_HOSTNAMES': 'localhost'}, True, False),
-    ({'TPU_WORKER_HOSTNAMES': 'a,b'}, False, True),
-    (PODS, True, True),
-    (PODS, False, False),
-    ({'KUBERNETES_SERVICE_HOST': '10.0.0.1'}, True, False),
-  ],
-)
-def test_a_scheduler_is_asked_where_it_started_several(
-  monkeypatch, environment, package, several
-):
-  asked = []
-  monkeypatch.setattr(
-    jax.distributed, 'initialize', lambda *a, **b: asked.append(a)
-  )
-  monkeypatch.setattr(
-    cluster.importlib.util, 'find_spec', lambda _: True if package else None
-  )
-  names = ('SLURM', 'OMPI', 'TPU_WORKER', 'KUBERNETES', 'JOB_COMPLETION')
-  for name in [*os.environ]:
-    if name.startswith(names):
-      monkeypatch.delenv(name)
-  for name, value in environment.items():
-    monkeypatch.setenv(name, value)
-  holders = [mock.Mock(value=None) for _ in cluster.Flags._fields]
-  cluster.join(cluster.Flags(*holders))
-  assert asked == [()] * several
-  holders[1].value = 1  # --processes=1
-  cluster.join(cluster.Flags(*holders))
-  assert asked == [()] * several
+@pytest.mark.slow
+def test_process_0_is_lost_and_the_other_says_so(folder, tmp_path):
+  """It is the one that all others are connected to, to hear of one another."""
+  run = tmp_path / 'run'
+  first, other = start_job(
+    folder, run, 2, marked=0, signal=signal.SIGKILL, at=6,
+    after=f'{run}/checkpoints/4',
+  )  # fmt: skip
+  assert first.wait(timeout=1500) == -signal.SIGKILL
+  died = time.monotonic()
+  [result] = finish([other], codes=(75,))
+  took = time.monotonic() - died
+  print(f'the other left after {took:.1f} s')
+  assert took < 60
+  last = result.err.strip().splitlines()[-1]
+  assert 'another process of the job was lost' in last
+  assert 'what was saved is taken up' in last

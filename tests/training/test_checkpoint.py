@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from tests import several
 from training import checkpoint
 from training import manifest
+from training import shared_folder
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = {'class': 'configs.base.Config', 'fields': {'steps': 3, 'rate': None}}
@@ -200,6 +202,31 @@ with t.opened(path, keep=1) as checkpoints:
   checkpoints.save(2, t.make_state(2), extra={'next': 2})
   if instant == 'arrays': die()
 """
+
+
+@pytest.mark.parametrize('saved', [(3,), ()])
+def test_a_folder_that_other_hosts_do_not_see(tmp_path, monkeypatch, saved):
+  """Each has one of its own, as of a local disk: all of them say so."""
+  with opened(tmp_path / 'host0') as own:
+    for step in saved:
+      own.save(step, make_state(0))
+  monkeypatch.setattr(shared_folder, '_PATIENCE', 0)
+  monkeypatch.setattr(
+    checkpoint,
+    '_root',
+    lambda run: run / f'host{jax.process_index() // 2}' / 'checkpoints',
+  )
+
+  def restore():
+    with opened(tmp_path) as checkpoints:
+      return checkpoints.restore(abstract(make_state(0)))
+
+  for error in several.Job(4).run(restore):
+    assert isinstance(error, ValueError), error
+    assert 'is not seen by process 2' in str(error)
+    assert 'put --workdir where all hosts do' in str(error)
+  shared = several.Job(4).run(lambda: checkpoint._newest_intact(own._root))
+  assert [found and found[0] for found in shared] == [*(saved or [None])] * 4
 
 
 def test_sigkill_while_saving(tmp_path: pathlib.Path) -> None:

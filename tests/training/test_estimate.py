@@ -154,24 +154,44 @@ def test_a_batch_that_does_not_fit_says_what_would():
   small = estimate.CHIPS['H100']._replace(memory=100e6)
   with pytest.MonkeyPatch.context() as patch:
     patch.setitem(estimate.CHIPS, 'small', small)
-    text = estimate.report(config, **how(config, chip='small'))
-    factor = re.search(r'multiply\s+accumulate by (\d+)', text)
+    text, refusal = estimate.report(config, **how(config, chip='small'))
+    assert 'of 100MB: DOES NOT FIT' in ' '.join(text.split())
+    assert 'per device do not fit into the 100MB of small; give' in refusal
+    factor = re.search(r'--set accumulate=(\d+)\.$', refusal)
     config = dataclasses.replace(config, accumulate=int(factor[1]))
     found = estimate.predict(config, **how(config, chip='small'))
     assert found.memory.total <= small.memory
-    assert 'DOES NOT FIT' not in estimate.report(
-      config, **how(config, chip='small')
-    )
+    text, refusal = estimate.report(config, **how(config, chip='small'))
+    assert 'DOES NOT FIT' not in text
+    assert refusal is None
     tiny_chip = small._replace(memory=1e6)
     patch.setitem(estimate.CHIPS, 'small', tiny_chip)
-    assert 'raise mesh.fsdp' in estimate.report(
-      config, **how(config, chip='small')
-    )
+    _, refusal = estimate.report(config, **how(config, chip='small'))
+    assert 'raise mesh.fsdp above 4, shorten row_length' in refusal
+
+
+@pytest.mark.parametrize('accumulate', [1, 2])
+def test_the_way_out_counts_the_gradients_of_a_part(accumulate):
+  """They are there beside their sum as soon as there are two parts."""
+  config = make_config(batch_size=4096, row_length=512, accumulate=accumulate)
+  whole = estimate.predict(config, **how(config)).memory
+  rows = 4096 // 8 // accumulate
+  sums = 4 * whole.parameters + (whole.moments - 2 * whole.parameters)
+  # As much as the state with two gradients and a quarter of the rows, less one
+  # byte, so that only an eighth fits.
+  room = sums + whole.gathered + whole.activations // rows * (rows // 4) - 1
+  with pytest.MonkeyPatch.context() as patch:
+    small = estimate.CHIPS['H100']._replace(memory=room)
+    patch.setitem(estimate.CHIPS, 'small', small)
+    _, refusal = estimate.report(config, **how(config, chip='small'))
+    assert refusal.endswith(f'--set accumulate={8 * accumulate}.')
+    config = dataclasses.replace(config, accumulate=8 * accumulate)
+    assert estimate.report(config, **how(config, chip='small')).refusal is None
 
 
 def test_report_lists_all_and_makes_no_array(new_arrays):
   config = blt_8b.get_config()
-  text = estimate.report(config, **how(config, devices=512, chip='v5p'))
+  text, _ = estimate.report(config, **how(config, devices=512, chip='v5p'))
   assert not new_arrays()
   assert 'data 64 x fsdp 8 x tensor 1 = 512 v5p' in text
   flat = ' '.join(text.split())

@@ -109,6 +109,69 @@ def test_a_lock_of_another_machine(tmp_path, monkeypatch, locks):
     assert lock.read_text().startswith(f'process {os.getpid()} on ')
 
 
+@pytest.mark.parametrize('before', ['', ELSEWHERE.format(1)])
+@pytest.mark.parametrize('locks', [fcntl.flock, no_locks])
+def test_another_machine_begins_at_the_same_time(
+  tmp_path, monkeypatch, before, locks
+):
+  """Both have seen no sign of life; the last to write its name has the lock."""
+  lock = tmp_path / 'lock'
+  lock.write_text(before)
+  fsync = os.fsync
+
+  def overtaken(handle):
+    fsync(handle)
+    lock.write_text(ELSEWHERE.format(0))
+
+  monkeypatch.setattr(fcntl, 'flock', locks)
+  monkeypatch.setattr(workdir, 'time', Time(lambda _: None))
+  with monkeypatch.context() as patch:
+    patch.setattr(os, 'fsync', overtaken)
+    assert_refused(tmp_path, 'in use by process 7 on far-away; wait for it')
+  assert lock.read_text() == ELSEWHERE.format(0)
+
+
+def test_another_machine_writes_its_name_a_little_later(tmp_path, monkeypatch):
+  """While one waits for that where locks may not be shared."""
+  lock = tmp_path / 'lock'
+  came = []
+
+  def comes(now):
+    # Not before the name of this process, which no lock announces.
+    if lock.read_text().startswith(f'process {os.getpid()} on '):
+      came.append(now)
+      lock.write_text(ELSEWHERE.format(0))
+
+  monkeypatch.setattr(fcntl, 'flock', no_locks)
+  monkeypatch.setattr(workdir, 'time', Time(comes))
+  assert_refused(tmp_path, 'in use by process 7 on far-away; wait for it')
+  assert came
+
+
+def test_a_holder_ends_when_another_has_taken_its_place(tmp_path):
+  """As one that was silent for long, and has not heard of it."""
+  lock = tmp_path / 'lock'
+  child = subprocess.Popen(
+    [sys.executable, '-c', f'from training import workdir\n'
+     f'workdir._BEAT = 0.05\n{HOLD}', str(tmp_path)],
+    cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+  )  # fmt: skip
+  try:
+    assert child.stdout.readline()
+    # A beat may have begun before.
+    until = time.monotonic() + 600
+    while child.poll() is None and time.monotonic() < until:
+      lock.write_text(ELSEWHERE.format(3))
+      time.sleep(0.2)
+  finally:
+    child.kill()
+    _, err = child.communicate()
+  assert child.returncode == 1
+  assert 'in use by process 7 on far-away; wait for it' in err
+  assert 'Traceback' not in err
+  assert lock.read_text() == ELSEWHERE.format(3)
+
+
 def test_the_holder_gives_signs_of_life(tmp_path, monkeypatch):
   monkeypatch.setattr(workdir, '_BEAT', 0.01)
   with workdir.hold(tmp_path):
