@@ -12,7 +12,7 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -20,21 +20,23 @@ import numpy as np
 from absl import flags
 
 from configs import command
+from configs import corpora
 from configs import neighbours
 from configs import output_layer
 from configs import prompts
 from configs import restore
 from configs import traces
+from configs import ways
 from data import codec
 from models import forward
 from models import patched
 from models import superposition
+from samplers import barring
 from samplers import bat
 from samplers import chain
 from samplers import constraints
-from samplers import contrastive
 from samplers import engines
-from samplers import ngram_store
+from samplers import ngram_tables
 from samplers import stop_strings
 from samplers import superposed
 from samplers import trace
@@ -58,44 +60,7 @@ _STOP = flags.DEFINE_multi_string(
   'stop', [], 'Text that ends a sample and is not shown; may be repeated.'
 )
 _LAMBDA = flags.DEFINE_string('lambda', None, restore.LIMIT_HELP)
-_DRAFT = flags.DEFINE_string(
-  'draft',
-  None,
-  "Run of a smaller model that drafts, same law; 'self': a BLT's byte layers.",
-)
-_DRAFT_TOKENS = flags.DEFINE_integer(
-  'draft_tokens', 4, 'Tokens per draft.', lower_bound=1
-)
-_BEAMS = flags.DEFINE_integer(
-  'beams', None, 'Beam search with so many; shows the num_samples best texts.'
-)
-_LENGTH_POWER = flags.DEFINE_float(
-  'length_power', 1.0, 'Of beams: log p over the length to this power.'
-)
-_CONTRASTIVE = flags.DEFINE_float(
-  'contrastive', None, 'Contrastive search with this alpha, as 0.6.'
-)
-_CANDIDATES = flags.DEFINE_integer(
-  'candidates', 5, 'Of contrastive search: tokens that are looked at.'
-)
-_SUPERPOSED = flags.DEFINE_integer(
-  'superposed', None, 'Superposed decoding with so many drafts, as 3.'
-)
-_NGRAMS = flags.DEFINE_string(
-  'ngrams',
-  None,
-  "Of --superposed: file of n-gram counts, made from the run's train split if"
-  ' it is not there.',
-)
-_RESET = flags.DEFINE_integer(
-  'reset', 10, 'Of --superposed: one draft goes on after so many; 0 is never.'
-)
-_NEST = flags.DEFINE_string(
-  'nest', None, 'Key store of samplers.key_store, whose corpus is copied from.'
-)
-_NEST_RULE = flags.DEFINE_string(
-  'nest_rule', '', "Of --nest: its settings, as 'gamma=0.1, passages=20'."
-)
+_WAY = ways.define_flags()
 _TRACE = flags.DEFINE_string(
   'trace',
   None,
@@ -128,7 +93,11 @@ def prepare() -> Job:
       '--checkpoint is missing; name a run directory, the --workdir of'
       ' train.py.'
     )
-  check_ways()
+  ways.check(_WAY, samples=_NUM_SAMPLES.value, sampler=_SAMPLER.value)
+  if _TRACE.value and pathlib.Path(_TRACE.value).suffix != '.json':
+    raise ValueError(
+      f'--trace={_TRACE.value} must end in .json; its page ends in .html'
+    )
   sampler = _SAMPLER.value and chain.parse(_SAMPLER.value)
   # Command-line bytes that are no UTF-8 arrive as surrogates.
   texts = [p.encode('utf-8', 'surrogateescape') for p in _PROMPT.value]
@@ -139,7 +108,7 @@ def prepare() -> Job:
   name = config.data.codec
   longest = max(len(name.prompt(text)) for text in texts) - 1
   check_window(config.model, longest)
-  draft = read_draft(config, params, longest) if _DRAFT.value else None
+  draft = read_draft(config, params, longest) if _WAY.draft.value else None
   sampler = sampler or config.sampler
   constraints.check(sampler.rules, name.vocabulary_size)
   rules = bat.attach(
@@ -147,60 +116,22 @@ def prepare() -> Job:
   )
   sampler = dataclasses.replace(sampler, rules=rules)
   corpus = None
-  if _NEST.value:  # Keys are of the parameters as they are stored.
+  if _WAY.nest.value:  # Keys are of the parameters as they are stored.
     run = restore.restore(_CHECKPOINT.value, limit=_LAMBDA.value)
-    corpus = neighbours.read(_NEST.value, run, _NEST_RULE.value)
+    corpus = neighbours.read(_WAY.nest.value, run, _WAY.nest_rule.value)
   job = config.model, params, sampler, name, texts, stops, draft
   return Job(*job, config.data, corpus)
 
 
-def check_ways() -> None:
-  """ValueError for flags that contradict each other."""
-  ways = {
-    '--draft': _DRAFT.value,
-    '--beams': _BEAMS.value,
-    '--contrastive': _CONTRASTIVE.value,
-    '--superposed': _SUPERPOSED.value,
-    '--nest': _NEST.value,
-  }
-  if _TRACE.value and pathlib.Path(_TRACE.value).suffix != '.json':
-    raise ValueError(
-      f'--trace={_TRACE.value} must end in .json; its page ends in .html'
-    )
-  given = [name for name, value in ways.items() if value is not None]
-  if len(given) > 1:
-    raise ValueError(f'{given[0]} and {given[1]} exclude each other; drop one')
-  if is_search() and _SAMPLER.value:
-    raise ValueError(f'{given[0]} draws nothing, so that --sampler has no use')
-  drafts = _SUPERPOSED.value
-  if drafts is not None:
-    if not _NGRAMS.value:
-      raise ValueError('--superposed needs --ngrams, a file of n-gram counts')
-    if not drafts >= _NUM_SAMPLES.value:
-      raise ValueError(
-        f'--superposed={drafts} must be at least --num_samples='
-        f'{_NUM_SAMPLES.value}, of which every one is a draft'
-      )
-  if _BEAMS.value is not None and _BEAMS.value < _NUM_SAMPLES.value:
-    raise ValueError(
-      f'--beams={_BEAMS.value} must be at least --num_samples='
-      f'{_NUM_SAMPLES.value}, of which every one is a beam'
-    )
-  if _CONTRASTIVE.value is not None:
-    contrastive.check(_CONTRASTIVE.value, _CANDIDATES.value)
-    if _NUM_SAMPLES.value > 1:
-      raise ValueError('--contrastive gives one text; drop --num_samples')
-
-
 def read_draft(config: Any, params: Any, longest: int) -> engines.Source:
   """What --draft names; ValueError if it does not fit the model."""
-  if _DRAFT.value == 'self':
+  if _WAY.draft.value == 'self':
     step = patched.ahead(unhurried(config.model))
     return engines.Source(step, params, lambda *_: None)
-  run = restore.for_decoding(_DRAFT.value)
+  run = restore.for_decoding(_WAY.draft.value)
   if run.config.data.codec != config.data.codec:
     raise ValueError(
-      f'--draft={_DRAFT.value} has another vocabulary than --checkpoint='
+      f'--draft={_WAY.draft.value} has another vocabulary than --checkpoint='
       f'{_CHECKPOINT.value}; train it on the same data.codec'
     )
   check_window(run.config.model, longest)
@@ -209,7 +140,7 @@ def read_draft(config: Any, params: Any, longest: int) -> engines.Source:
 
 def check_window(model: Any, longest: int) -> None:
   """ValueError if a prompt of so many ids and the rest do not fit a model."""
-  drafted = _DRAFT_TOKENS.value + 1 if _DRAFT.value else 0
+  drafted = _WAY.draft_tokens.value + 1 if _WAY.draft.value else 0
   window = model.max_length
   if window is not None and 1 + longest + _NUM_BYTES.value + drafted > window:
     room = window - 1 - longest - drafted
@@ -225,13 +156,15 @@ def check_window(model: Any, longest: int) -> None:
 def start(job: Job) -> engines.Engine:
   """Feeds every prompt, once per sample; what goes on."""
   count = _NUM_SAMPLES.value
-  at_once = _BEAMS.value is not None or _SUPERPOSED.value is not None
+  at_once = _WAY.beams.value is not None or _WAY.superposed.value is not None
   rows = prompts.rows(
     job.codec, job.prompts, 1 if at_once else count, _SEED.value
   )
-  plan = engines.Plan(rows, _NUM_BYTES.value, _CHUNK, job.codec.stops)
+  plan = engines.Plan(
+    rows, _NUM_BYTES.value, _CHUNK, job.codec.stops, barred(job)
+  )
   source = read_model(job.model, job.params)
-  if job.draft is None and not is_search() and job.corpus is None:
+  if job.draft is None and not ways.is_search(_WAY) and job.corpus is None:
     return engines.draws(source, plan, job.sampler)
   model = unhurried(job.model)
   if job.corpus is not None:
@@ -240,40 +173,50 @@ def start(job: Job) -> engines.Engine:
       job.corpus, model, job.params, plan, texts, job.sampler
     )
   source = read_model(model, job.params)
-  if _BEAMS.value is not None:
+  if _WAY.beams.value is not None:
     return engines.beams(
       source,
       plan,
-      count=_BEAMS.value,
+      count=_WAY.beams.value,
       shown=count,
-      length_power=_LENGTH_POWER.value,
+      length_power=_WAY.length_power.value,
     )
-  if _SUPERPOSED.value is not None:
-    rule = superposed.Superposed(
-      drafts=_SUPERPOSED.value, reset=_RESET.value or None
-    )
+  if _WAY.superposed.value is not None:
+    rule = ways.superposed_rule(_WAY)
     mixer = superposed.Mixer(*superposition.mixing(job.model))
-    store = ngram_store.load_or_build(
-      _NGRAMS.value,
-      job.codec.vocabulary_size,
-      lambda: [job.codec.encode(text) for text in job.data.open('train')],
-    )
+    store = read_ngrams(job)
     return engines.superposes(source, mixer, plan, store, rule, shown=count)
-  if _CONTRASTIVE.value is not None:
+  if _WAY.contrastive.value is not None:
     return engines.contrasts(
       source._replace(step=forward.hidden_step(unhurried(job.model))),
       plan,
-      alpha=_CONTRASTIVE.value,
-      candidates=_CANDIDATES.value,
+      alpha=_WAY.contrastive.value,
+      candidates=_WAY.candidates.value,
     )
   return engines.drafts(
-    source, job.draft, plan, job.sampler, draft_tokens=_DRAFT_TOKENS.value
+    source, job.draft, plan, job.sampler, draft_tokens=_WAY.draft_tokens.value
   )
 
 
-def is_search() -> bool:
-  """Is the text looked for, and nothing drawn?"""
-  return any(w.value is not None for w in (_BEAMS, _CONTRASTIVE, _SUPERPOSED))
+def read_ngrams(job: Job) -> ngram_tables.Store:
+  """What --ngrams names, made from the train split if it is not there."""
+
+  def documents() -> Iterator[np.ndarray]:
+    corpus = job.data.open('train')
+    named = zip(corpus.names, corpus, strict=True)
+    return (ids_N for _, ids_N in corpora.spelled(job.codec, named))
+
+  return ngram_tables.load_or_build(
+    _WAY.ngrams.value,
+    corpora.vocabulary(job.codec),
+    documents,
+    say=lambda line: print(line, file=sys.stderr, flush=True),
+  )
+
+
+def barred(job: Job) -> bytes:
+  """Ids that no text may have."""
+  return barring.silent(job.codec.lengths_V, job.codec.stops)
 
 
 def unhurried(model: Any) -> Any:
@@ -309,7 +252,8 @@ def write(job: Job) -> None:
     shown = made.certain[0]
     progress.append((time.perf_counter(), sum(map(len, texts))))
   show(text.decode(texts[0][shown:], final=True) + '\n')
-  for row in range(1, len(texts)):
+  missing = set(find_missing(seen))
+  for row in sorted(set(range(1, len(texts))) - missing):
     whole = job.prompts[row // _NUM_SAMPLES.value] + texts[row]
     show(header(job, row) + whole.decode('utf-8', 'replace') + '\n')
   (first_time, first), (last_time, last) = progress[0], progress[-1]
@@ -333,13 +277,32 @@ def write(job: Job) -> None:
     write_trace(job, seen, sources)
 
 
+def find_missing(seen: engines.Seen) -> list[int]:
+  """Rows that a search found no text for; ValueError if it found none."""
+  if seen.missing_B is None:
+    return []
+  rows = np.flatnonzero(seen.missing_B).tolist()
+  if len(rows) == len(seen.missing_B):
+    raise ValueError(
+      'the search found no text that its model and n-grams leave possible; ask'
+      ' for more drafts or candidates'
+    )
+  if rows:
+    print(
+      f'{len(rows)} of {len(seen.missing_B)} texts are left out, for the search'
+      ' found no more that are possible',
+      file=sys.stderr,
+    )
+  return rows
+
+
 def write_trace(job: Job, seen: engines.Seen, sources: Any) -> None:
   """Writes the JSON file and the page of --trace."""
   count, model = _NUM_SAMPLES.value, unhurried(job.model)
   rows = prompts.rows(job.codec, job.prompts, count, _SEED.value)
-  is_apart = is_search() or job.corpus is not None
+  is_apart = ways.is_search(_WAY) or job.corpus is not None
   found = trace.replay(
-    forward.step(model),
+    barring.over(forward.step(model), barred(job)),
     job.params,
     model.init_cache(len(rows[0]), int(rows[1].max()) + seen.ids_BN.shape[1]),
     rows,

@@ -3,14 +3,18 @@
 python -m bench.diversity --checkpoint=runs/demo
 
 Every rule at the knob where it risks as much as the others, on a model and the
-lines of a corpus; see evals.diversity. With --samples=64 --judge=runs/hour also
-what the rules' texts are worth, by themselves and to a larger model.
+lines of a corpus; see evals.diversity. The corpus is the run's own, another
+config's (--config) or files (--files='notes/**/*.txt'). With --samples=64
+--judge=runs/hour also what the rules' texts are worth, by themselves and to a
+larger model.
 """
 
+import functools
 import html
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +24,10 @@ from absl import flags
 from bench import quality
 from bench import tables
 from configs import command
+from configs import corpora
 from configs import output_layer
 from configs import restore
 from data import codec
-from data import text
 from evals import bat_thresholds
 from evals import diversity
 from evals import support_trie
@@ -31,73 +35,83 @@ from models import forward
 from samplers import support
 
 _BATCH = 32
+# Ids that BAT looks at: of small vocabularies all, of others so many.
+_SMALL, _BAT_IDS = 512, 64
 _COLOURS = (
   '#d6452c', '#1f77b4', '#2ca02c', '#9467bd', '#8c564b', '#e377c2', '#7f7f7f',
-  '#bcbd22', '#17becf', '#ff9f1c', '#003f5c',
+  '#bcbd22', '#17becf', '#ff9f1c', '#003f5c', '#a3a3ff', '#5a8f00',
 )  # fmt: skip
 
 
-def define_flags(
-  own: flags.FlagValues = flags.FLAGS,
-) -> dict[str, flags.FlagHolder]:
+class Flags(NamedTuple):
+  """The flags of the command."""
+
+  corpus: corpora.Flags
+  risks: flags.FlagHolder[list[str]]
+  roots: flags.FlagHolder[int]
+  depth: flags.FlagHolder[int]
+  columns: flags.FlagHolder[int]
+  bat_ids: flags.FlagHolder[int | None]
+  samples: flags.FlagHolder[int]
+  sample_bytes: flags.FlagHolder[int]
+  judge: flags.FlagHolder[str | None]
+
+
+def define_flags(own: flags.FlagValues = flags.FLAGS) -> Flags:
   """To be called before flags are parsed."""
-  return {
-    'checkpoint': flags.DEFINE_string(
-      'checkpoint', None, 'Run directory.', flag_values=own
-    ),
-    'split': flags.DEFINE_enum(
-      'split', 'test', text.SPLITS, 'Of its corpus.', flag_values=own
-    ),
-    'out': flags.DEFINE_string(
-      'out',
-      None,
-      'JSON file; default diversity.json in the run directory.',
-      flag_values=own,
-    ),
-    'risks': flags.DEFINE_list(
+  whole = functools.partial(flags.DEFINE_integer, flag_values=own)
+  corpus = corpora.define_flags(
+    own,
+    'Run directory.',
+    'JSON file; default diversity.json in the run directory.',
+  )
+  # What the model has not learnt from.
+  flags.set_default(corpus.split, 'test')
+  return Flags(
+    corpus,
+    flags.DEFINE_list(
       'risks',
       ['1', '5', '15'],
       'Mean risks to compare at; with few ids, as bytes, take 0.1,0.3,1.',
       flag_values=own,
     ),
-    'depth': flags.DEFINE_integer(
-      'depth', 5, 'Levels of words below a root.', flag_values=own
-    ),
-    'columns': flags.DEFINE_integer(
-      'columns', 20, 'Of the basis of BAT.', flag_values=own
-    ),
-    'bat_ids': flags.DEFINE_integer(
+    whole('roots', 10, 'First words of lines, the most frequent.', 1),
+    whole('depth', 5, 'Levels of words below a root.', 0),
+    whole('columns', 20, 'Of the basis of BAT.', 1),
+    whole(
       'bat_ids',
-      64,
-      'BAT looks at so many of the most probable ids; 0: none.',
-      flag_values=own,
-    ),
-    'samples': flags.DEFINE_integer(
-      'samples',
+      None,
+      'BAT looks at so many of the most probable ids; 0: none. Default: all of'
+      f' a vocabulary of at most {_SMALL}, {_BAT_IDS} of a larger one.',
       0,
-      'Texts to draw by every rule; 0: none.',
-      lower_bound=0,
-      flag_values=own,
     ),
-    'sample_bytes': flags.DEFINE_integer(
-      'sample_bytes', 256, 'Of each text.', lower_bound=1, flag_values=own
-    ),
-    'judge': flags.DEFINE_string(
+    whole('samples', 0, 'Texts to draw by every rule; 0: none.', 0),
+    whole('sample_bytes', 256, 'Of each text.', 1),
+    flags.DEFINE_string(
       'judge',
       None,
       'Run directory of a larger model, which scores these texts.',
       flag_values=own,
     ),
-  }
+  )
 
 
 def measure(
-  run: restore.Run, nodes: Sequence[support_trie.Node], columns: int, ids: int
+  run: restore.Run,
+  nodes: Sequence[support_trie.Node],
+  columns: int,
+  ids: int | None,
 ) -> tuple[dict[str, diversity.Rule], np.ndarray]:
-  """Every rule on the laws of a model at these nodes, and what is optimal."""
+  """Every rule on the laws of a model at these nodes, and what is optimal.
+
+  columns, ids: as --columns and --bat_ids.
+  """
   laws = diversity.sort(logits(run, [node.context for node in nodes]))
   best_N = diversity.optimal(laws, [node.support for node in nodes])
   found = dict(diversity.rules(laws))
+  if ids is None:
+    size = laws.order_NV.shape[1]
+    ids = size if size <= _SMALL else _BAT_IDS
   if ids:
     output_VD = output_layer.find(run.config.model, run.params)
     basis_VC = support.columns(output_VD, columns)
@@ -195,31 +209,46 @@ def plot(found: Mapping[str, diversity.Rule], best_N: np.ndarray) -> str:
   )
 
 
-def report(values: Mapping[str, flags.FlagHolder]) -> None:
-  checkpoint = values['checkpoint'].value
+def read_corpus(run: restore.Run, given: corpora.Flags) -> list[np.ndarray]:
+  """The documents that the flags name, as bytes; ValueError if they cannot."""
+  if given.files.value and given.config.value:
+    raise ValueError('--files and --config exclude each other; drop one')
+  return [
+    np.frombuffer(part, np.uint8) if isinstance(part, bytes) else part
+    for _, part in corpora.read(run, given)
+  ]
+
+
+def named(given: corpora.Flags) -> str:
+  """Which corpus it is, for the report."""
+  if given.files.value:
+    return f'files {given.files.value!r}'
+  split = f'split {given.split.value!r}'
+  return f'{split} of {given.config.value}' if given.config.value else split
+
+
+def report(given: Flags) -> None:
+  checkpoint = given.corpus.checkpoint.value
   if not checkpoint:
     raise ValueError(
       '--checkpoint is missing; name a run directory, the --workdir of'
       ' train.py.'
     )
-  risks = read_risks(values['risks'].value)
+  risks = read_risks(given.risks.value)
   run = restore.restore(checkpoint)
-  run.config.data.prepare()
-  documents = run.config.data.open(values['split'].value)
-  samples = values['samples'].value
-  judge = quality.read_judge(values['judge'].value, run, samples)
-  begun = quality.cut(documents, samples, values['sample_bytes'].value)
-  trie = support_trie.Trie(depth=values['depth'].value)
+  documents = read_corpus(run, given.corpus)
+  samples = given.samples.value
+  judge = quality.read_judge(given.judge.value, run, samples)
+  begun = quality.cut(documents, samples, given.sample_bytes.value)
+  trie = support_trie.Trie(roots=given.roots.value, depth=given.depth.value)
   nodes = trie.nodes(documents, run.config.data.codec)
-  found, best_N = measure(
-    run, nodes, values['columns'].value, values['bat_ids'].value
-  )
+  found, best_N = measure(run, nodes, given.columns.value, given.bat_ids.value)
   matches = diversity.table(found, best_N, risks)
-  out = pathlib.Path(values['out'].value or f'{checkpoint}/diversity.json')
+  out = pathlib.Path(given.corpus.out.value or f'{checkpoint}/diversity.json')
   out.parent.mkdir(parents=True, exist_ok=True)
   facts = {
     'checkpoint': str(checkpoint),
-    'split': values['split'].value,
+    'corpus': named(given.corpus),
     'contexts': len(nodes),
     'lines': sum(node.lines for node in nodes),
     'rules': {
@@ -229,7 +258,7 @@ def report(values: Mapping[str, flags.FlagHolder]) -> None:
   }
   picture = out.with_suffix('.svg')
   picture.write_text(plot(found, best_N), 'utf-8')
-  print(f'{len(nodes)} contexts of split {values["split"].value!r}\n')
+  print(f'{len(nodes)} contexts of {named(given.corpus)}\n')
   print(markdown(matches))
   if begun is not None:
     facts['samples'] = list(quality.rows(run, judge, begun, matches))

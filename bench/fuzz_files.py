@@ -30,7 +30,7 @@ from released import blt
 from released import fields
 from released import llama
 from released import tensor_files
-from samplers import ngram_store
+from samplers import ngram_tables
 from training import checkpoint
 from training import manifest
 
@@ -45,6 +45,7 @@ _SCHEMA = event_schema.Schema(
     event_schema.Field('bad', 'label'),
   ),
 )
+_NINE_IDS = ngram_tables.Vocabulary(9, '0a' * 32)
 
 
 def _fresh(folder: pathlib.Path, name: str) -> pathlib.Path:
@@ -305,15 +306,15 @@ def _read_events(data: bytes, folder: pathlib.Path) -> None:
 
 
 def _store(folder: pathlib.Path) -> list[bytes]:
-  store = ngram_store.build([np.array([1, 2, 3, 1, 2, 4, 1, 2, 3])])
-  ngram_store.save(folder / 'seed.npz', store, 9)
+  store = ngram_tables.build([np.array([1, 2, 3, 1, 2, 4, 1, 2, 3])])
+  ngram_tables.save(folder / 'seed.npz', store, _NINE_IDS)
   packed = folder / 'packed.npz'
   np.savez_compressed(packed, a=np.zeros(2**20, np.uint32))
   return [(folder / 'seed.npz').read_bytes(), packed.read_bytes()]
 
 
 def _read_store(data: bytes, folder: pathlib.Path) -> None:
-  ngram_store.load(_write(folder, 'store.npz', data), 9)
+  ngram_tables.load(_write(folder, 'store.npz', data), _NINE_IDS)
 
 
 def _as_json(root: pathlib.Path) -> bytes:

@@ -14,7 +14,6 @@ from bench import scoring
 from configs import output_layer
 from configs import prompts
 from configs import restore
-from data import text
 from evals import diversity
 from evals import sample_quality
 from models import forward
@@ -25,7 +24,7 @@ from samplers import presets
 
 PROMPT_BYTES = 64
 # Rules of evals.diversity whose knob is a share of probability.
-_SHARES = ('top_p', 'typical', 'top_h')
+_SHARES = ('top_p', 'typical', 'top_h', 'top_h_of_100')
 
 
 class Begun(NamedTuple):
@@ -57,7 +56,7 @@ def read_judge(
   return judge
 
 
-def cut(corpus: text.Corpus, count: int, size: int) -> Begun | None:
+def cut(corpus: Sequence[np.ndarray], count: int, size: int) -> Begun | None:
   """So many places of a corpus, evenly spaced, with `size` bytes after each.
 
   None for no place; ValueError if the corpus has fewer.
@@ -86,10 +85,15 @@ def cut(corpus: text.Corpus, count: int, size: int) -> Begun | None:
 def sampler(
   run: restore.Run, name: str, match: diversity.Match
 ) -> chain.Chain | None:
-  """The chain of a rule of evals.diversity at its knob; None if it has none."""
+  """The chain of a rule of evals.diversity at its knob; None if it has none.
+
+  That of eta goes beyond 1, as the rule itself does not, for thresholds that
+  are higher than e^-H.
+  """
   knob = min(match.knob, 1.0) if name in _SHARES else match.knob
   rule, _, threshold = name.rstrip(')').partition('(')
-  if rule not in presets.RULES:
+  is_beyond = 'eta' in (rule, threshold) and knob >= 1
+  if rule not in presets.RULES or is_beyond:
     return None
   inside = f'{threshold}={knob}' if threshold else f'{knob}'
   rules = bat.attach(

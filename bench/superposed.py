@@ -24,6 +24,7 @@ from bench import quality
 from bench import tables
 from bench import timing
 from configs import command
+from configs import corpora
 from configs import prompts
 from configs import restore
 from data import text
@@ -33,7 +34,7 @@ from models import lm
 from models import superposition
 from samplers import chain
 from samplers import loop
-from samplers import ngram_store
+from samplers import ngram_tables
 from samplers import superposed
 from training import host
 
@@ -67,7 +68,7 @@ class Contest(NamedTuple):
   """
 
   run: restore.Run
-  store: ngram_store.Store
+  store: ngram_tables.Store
   rule: superposed.Superposed
   tokens: int
   nucleus: chain.Chain
@@ -97,7 +98,7 @@ def define_flags(own: flags.FlagValues = flags.FLAGS) -> Flags:
     whole('prompts', 64, 'Prompts that perplexity is of.', lower_bound=1),
     whole('rounds', 7, 'Timed rounds.', lower_bound=1),
     string('ngrams', None, 'Store; default ngrams.npz in the run directory.'),
-    whole('ngram_bytes', 4_000_000, 'Of the train split, for it.'),
+    whole('ngram_bytes', 4_000_000, 'Of the train split.', lower_bound=1),
   )
 
 
@@ -144,21 +145,17 @@ def prepare(given: Flags) -> tuple[Contest, quality.Begun]:
     data.open(given.split.value), given.prompts.value, 4 * given.new.value
   )
 
-  def documents() -> list[np.ndarray]:
-    left, found = given.ngram_bytes.value, []
+  def documents() -> Iterator[np.ndarray]:
     corpus = data.open('train')
-    for i in range(len(corpus)):
-      if left <= 0:
-        break
-      part = np.asarray(corpus[i])[:left]
-      left -= len(part)
-      found.append(data.codec.encode(part))
-    return found
+    named = zip(corpus.names, corpus, strict=True)
+    some = corpora.first_bytes(named, given.ngram_bytes.value)
+    return (ids_N for _, ids_N in corpora.spelled(data.codec, some))
 
-  store = ngram_store.load_or_build(
+  store = ngram_tables.load_or_build(
     given.ngrams.value or f'{checkpoint}/ngrams.npz',
-    data.codec.vocabulary_size,
+    corpora.vocabulary(data.codec),
     documents,
+    say=print,
   )
   store = jax.tree.map(jax.numpy.asarray, store)
   nucleus = chain.parse(_NUCLEUS)

@@ -1,7 +1,6 @@
 """Key stores of runs: whose one is, decoding with it, what came from where."""
 
 import dataclasses
-import difflib
 import hashlib
 import itertools
 import json
@@ -13,6 +12,7 @@ import jax
 import numpy as np
 
 from configs import restore
+from configs import settings
 from data import codec
 from models import key_states
 from samplers import chain
@@ -53,24 +53,7 @@ def read(directory: str, run: restore.Run, text: str) -> Corpus:
 def parse(text: str) -> tuple[nearest.Nest, retrieval.Retrieval]:
   """Fields by name, all others as they are; ValueError names a wrong one."""
   kinds = nearest.Nest, retrieval.Retrieval
-  known = {f.name: f for kind in kinds for f in dataclasses.fields(kind)}
-  values: dict[str, float] = {}
-  for part in filter(None, (part.strip() for part in text.split(','))):
-    name, _, value = (x.strip() for x in part.partition('='))
-    if name not in known:
-      near = difflib.get_close_matches(name, known, n=1)
-      hint = f'did you mean {near[0]!r}? ' if near else ''
-      raise ValueError(
-        f'{part!r} is no setting of nest; {hint}write name=number, the names'
-        f' being {", ".join(known)}'
-      )
-    try:
-      values[name] = known[name].type(value)
-    except ValueError:
-      kind = 'a whole number' if known[name].type is int else 'a number'
-      raise ValueError(
-        f'{part!r} of nest needs {kind}, as {name}={known[name].default}'
-      ) from None
+  values = settings.parse(text, 'nest', kinds)
   return tuple(
     kind(
       **{
@@ -106,7 +89,7 @@ def engine(
 
 def fingerprint(run: restore.Run) -> str:
   """Of a model and its parameters, whatever files they were read from."""
-  digest = hashlib.sha256(json.dumps(_identity(run.config.model)).encode())
+  digest = hashlib.sha256(json.dumps(identity(run.config.model)).encode())
   for path, leaf in jax.tree_util.tree_leaves_with_path(run.params):
     array = np.asarray(leaf)
     head = f'{jax.tree_util.keystr(path)} {array.dtype} {array.shape}'
@@ -115,13 +98,13 @@ def fingerprint(run: restore.Run) -> str:
   return digest.hexdigest()
 
 
-def _identity(value: Any) -> Any:
+def identity(value: Any) -> Any:
   """JSON of all fields that are not as they are by default.
 
   So a field that is new in the code makes no other model of an old one.
   """
   if isinstance(value, tuple):
-    return [_identity(item) for item in value]
+    return [identity(item) for item in value]
   if not dataclasses.is_dataclass(value):
     return value
   changed = {}
@@ -130,7 +113,7 @@ def _identity(value: Any) -> Any:
     if field.default_factory is not dataclasses.MISSING:
       default = field.default_factory()
     if field.name not in ('parent', 'name') and found != default:
-      changed[field.name] = _identity(found)
+      changed[field.name] = identity(found)
   return [type(value).__name__, changed]
 
 
@@ -151,14 +134,19 @@ def open_store(directory: str, run: restore.Run) -> key_files.Store:
     ) from error
   if 'settings' not in header:
     raise ValueError(f'{path} is no key store; name a folder that is one')
-  settings = key_files.Settings(**header['settings'])
-  size = run.config.model.vocabulary_size
-  if settings.vocabulary_size != size:
+  try:
+    held = key_files.checked(path, header)
+  except ValueError as error:
     raise ValueError(
-      f'key store {path} is of a vocabulary of {settings.vocabulary_size} ids'
+      f'key store {path} is damaged: {error}; remove it and build it again'
+    ) from error
+  size = run.config.model.vocabulary_size
+  if held.vocabulary_size != size:
+    raise ValueError(
+      f'key store {path} is of a vocabulary of {held.vocabulary_size} ids'
       f' and the model has {size}; build one with this model'
     )
-  if settings.model != fingerprint(run):
+  if held.model != fingerprint(run):
     raise ValueError(
       f'key store {path} is of another model or of other parameters, so that'
       ' its keys mean nothing to this one; build one with this checkpoint'

@@ -17,6 +17,7 @@ from samplers import trace
 class Texts(NamedTuple):
   """What was made: `count` rows for each of the prompts.
 
+  A row of no token is one that a search found no text for, and not shown.
   sources: of every row, of what was copied; None if nothing can have been.
   """
 
@@ -41,7 +42,7 @@ def write(
     np.asarray, (found, made.ids_BN, made.length_B)
   )
   samples = []
-  for row, length in enumerate(length_B):
+  for row in np.flatnonzero(length_B):
     prompt, sample = divmod(row, made.count)
     steps = [
       trace_page.Step(
@@ -49,7 +50,7 @@ def write(
         spelling.decode(ids_BN[row, n : n + 1], begins=False),
         *(x_BN[row, n].item() for x_BN in found),
       )
-      for n in range(length)
+      for n in range(length_B[row])
     ]
     spans = made.sources[row] if made.sources is not None else ()
     lines = neighbours.described(spans), neighbours.as_json(spans)

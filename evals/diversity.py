@@ -121,6 +121,9 @@ def rules(laws: Sorted) -> Mapping[str, Rule]:
     'eta': Rule(as_eta(p_NV, laws.entropy_N1), True),
     'top_n_sigma': Rule(gap_NV / np.maximum(sigma_N1, 1e-300), False),
     'top_h': Rule(top_h_NV, False),
+    'top_h_of_100': Rule(_top_h_of_hundred(laws), False),
+    # Of the mu that it starts with, 2 tau bits.
+    'mirostat': Rule(laws.log_p_NV / (-2 * np.log(2)), False),
     'adaptive': Rule(_adaptive(p_NV), True),
   }
 
@@ -150,6 +153,17 @@ def _terms(log_p_NV: np.ndarray) -> np.ndarray:
   """p log p, 0 where p is."""
   p_NV = np.exp(log_p_NV)
   return np.where(p_NV > 0, p_NV * np.where(p_NV > 0, log_p_NV, 0.0), 0.0)
+
+
+def _top_h_of_hundred(laws: Sorted) -> np.ndarray:
+  """Share of the entropy of the 100 best; at 1 the rule is off."""
+  best_N100 = laws.log_p_NV[:, :100]
+  mass_N1 = np.exp(best_N100).sum(axis=1, keepdims=True)
+  terms_N100 = -_terms(best_N100 - np.log(mass_N1))
+  total_N1 = np.maximum(terms_N100.sum(axis=1, keepdims=True), 1e-300)
+  share_NV = np.ones_like(laws.log_p_NV)
+  share_NV[:, :100] = np.cumsum(terms_N100, axis=1) / total_N1
+  return np.where(np.exp(laws.log_p_NV) > 0, np.minimum(share_NV, 1.0), 1.0)
 
 
 def _typical(laws: Sorted) -> np.ndarray:

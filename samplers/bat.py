@@ -60,6 +60,7 @@ class _Basis:
   columns: knobs.Number = _COLUMNS
   basis_VC: jax.Array | np.ndarray | None = None
 
+  truncates = True
   # For samplers.constraints.
   needs_raw_logits = True
 

@@ -6,6 +6,7 @@ al. 2016, arXiv 1609.08144, with the length alone).
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ class _Beams(NamedTuple):
   ids_BMN: jax.Array
   log_p_BM: jax.Array
   finished: Hypotheses
+  faults: loop.Faults
 
 
 def search(
@@ -57,11 +59,8 @@ def search(
     length_power: 0 scores by log p, 1 by its mean over tokens.
     stop_ids: End a text.
   """
-  if beams < 1:
-    raise ValueError(f'beams={beams} must be at least 1; 4 is usual')
-  failed = jnp.max(state.logits_BV, axis=1)
-  loop.check(state._replace(failed_B=~jnp.isfinite(failed)))
-  return _search(
+  check(beams, length_power)
+  found, faults = _search(
     step,
     params,
     state,
@@ -70,6 +69,19 @@ def search(
     beams,
     axes,
   )
+  loop.check(faults)
+  return found
+
+
+def check(beams: int, length_power: float) -> None:
+  """ValueError for what `search` is not defined for."""
+  if beams < 1:
+    raise ValueError(f'beams={beams} must be at least 1; 4 is usual')
+  if not math.isfinite(length_power):
+    raise ValueError(
+      f'length_power={length_power} of beams must be a finite number; 1 is'
+      ' usual, 0 takes no account of lengths'
+    )
 
 
 @functools.partial(jax.jit, static_argnames=('step', 'beams', 'axes'))
@@ -81,7 +93,7 @@ def _search(
   stop_ids_S: jax.Array,
   beams: int,
   axes: rows.Axes,
-) -> Hypotheses:
+) -> tuple[Hypotheses, loop.Faults]:
   batch_size, capacity = state.ids_BN.shape
   index_N = jnp.repeat(jnp.arange(batch_size), beams)
   shape = (batch_size, beams)
@@ -98,6 +110,7 @@ def _search(
     # They are all the same before the first token.
     jnp.full(shape, -jnp.inf).at[:, 0].set(0.0),
     empty,
+    loop.no_faults(batch_size),
   )
   advance = functools.partial(_advance, step, params, power, stop_ids_S, axes)
   is_open = functools.partial(_is_open, power)
@@ -107,17 +120,25 @@ def _search(
   score_BM = _score(last.log_p_BM, length_BM, power)
   open_B1 = jnp.full((batch_size, 1), last.count >= capacity)
   score_BM = jnp.where(open_B1, score_BM, -jnp.inf)
-  return _merge(last.finished, Hypotheses(last.ids_BMN, length_BM, score_BM))
+  unended = Hypotheses(last.ids_BMN, length_BM, score_BM)
+  return _merge(last.finished, unended), last.faults
 
 
 def _is_open(power: jax.Array, now: _Beams) -> jax.Array:
-  """Is there room, and a row that could still become better?"""
+  """Is there room, a row that could still become better, and none at fault?"""
+  has_room = now.count < now.ids_BMN.shape[2]
+  goes_on = jnp.any(_open(power, now)) & ~jnp.any(now.faults.failed_B)
+  return has_room & goes_on
+
+
+def _open(power: jax.Array, now: _Beams) -> jax.Array:
+  """[B]: could the row still become better?"""
   capacity = now.ids_BMN.shape[2]
   # log p falls with every token; the divisor may grow up to the capacity.
   longest = jnp.where(power > 0, capacity, now.count + 1)
   bound_B = _score(jnp.max(now.log_p_BM, axis=1), longest, power)
   worst_B = jnp.min(now.finished.score_BM, axis=1)
-  return (now.count < capacity) & jnp.any(bound_B > worst_B)
+  return bound_B > worst_B
 
 
 def _advance(
@@ -129,7 +150,20 @@ def _advance(
   now: _Beams,
 ) -> _Beams:
   batch_size, beams, size = now.logits_BMV.shape
-  log_p_BMV = jax.nn.log_softmax(now.logits_BMV.astype(jnp.float32))
+  largest_BM = jnp.max(now.logits_BMV.astype(jnp.float32), axis=2)
+  is_bad_BM = ~jnp.isfinite(largest_BM) & (now.log_p_BM > -jnp.inf)
+  worst_B1 = jnp.argmax(is_bad_BM, axis=1, keepdims=True)
+  worst_B = jnp.take_along_axis(largest_BM, worst_B1, axis=1)[:, 0]
+  asked_B = _open(power, now) & jnp.any(is_bad_BM, axis=1)
+  faults = loop.note(now.faults, worst_B, asked_B, now.count)
+  # What is dead, or of a row that is done, must not disturb the others.
+  log_p_BMV = jax.nn.log_softmax(
+    jnp.where(
+      jnp.isfinite(largest_BM)[:, :, None],
+      now.logits_BMV.astype(jnp.float32),
+      0.0,
+    )
+  )
   log_p_BMV += now.log_p_BM[:, :, None]
   # So many that M do not end, even if all stop ids of all beams are best.
   count = min(beams * (1 + len(stop_ids_S)), beams * size)
@@ -164,6 +198,7 @@ def _advance(
     jnp.take_along_axis(ids_BKN, place_BM[:, :, None], axis=1),
     log_p_BM,
     _merge(now.finished, ended),
+    faults,
   )
 
 

@@ -3,11 +3,13 @@
 A rule is a frozen dataclass and a pytree, `rule(logits_BV) -> logits_BV`. One
 that remembers also has `init` and `update` (`samplers.history`) and takes its
 memory; one that leaves something to chance has `toss(keys_B)` and takes what
-that gave.
+that gave. One that drops ids to draw better says `truncates`: a row made greedy
+has no use for that, so it skips such rules.
 """
 
 import dataclasses
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -52,6 +54,8 @@ class Chain:
 
   def init(self, prompt: history.Prompt) -> tuple[Any, ...]:
     """What every rule that remembers starts with, in their order."""
+    for rule in self.rules:
+      knobs.check_rows(rule, len(prompt.lengths_B))
     return tuple(
       rule.init(prompt) for rule in self.rules if hasattr(rule, 'init')
     )
@@ -82,7 +86,10 @@ class Chain:
   def transform(
     self, keys_B: jax.Array, logits_BV: jax.Array, memory: tuple[Any, ...]
   ) -> jax.Array:
-    """The float32 logits that a token is drawn from."""
+    """The float32 logits that a token is drawn from.
+
+    ValueError for a knob that has one value per row, of other rows than these.
+    """
     remembering = [type(r).__name__ for r in self.rules if hasattr(r, 'init')]
     if len(remembering) != len(memory):
       raise ValueError(
@@ -91,7 +98,9 @@ class Chain:
         'samplers.loop.prefill, as sampler=, and the same one to decode'
       )
     logits_BV, parts, streams = logits_BV.astype(jnp.float32), iter(memory), 0
-    for rule in self.rules:
+    for place, rule in enumerate(self.rules):
+      knobs.check_rows(rule, len(logits_BV))
+      before_BV = logits_BV
       if hasattr(rule, 'init'):
         logits_BV = rule(logits_BV, next(parts))
       elif hasattr(rule, 'toss'):
@@ -101,7 +110,24 @@ class Chain:
         logits_BV = rule(logits_BV, rule.toss(own_keys_B))
       else:
         logits_BV = rule(logits_BV)
+      if getattr(rule, 'truncates', False):
+        logits_BV = _spare_greedy(
+          self.rules[place + 1 :], logits_BV, before_BV
+        )
     return logits_BV
+
+
+def _spare_greedy(
+  later: tuple[Any, ...], logits_BV: jax.Array, before_BV: jax.Array
+) -> jax.Array:
+  """Truncated logits, but as before in rows that a later rule makes greedy.
+
+  Rows that an earlier rule made greedy have a single id left, which stays.
+  """
+  for rule in later:
+    if isinstance(rule, truncation.Temperature):
+      logits_BV = jnp.where(rule.is_greedy(), before_BV, logits_BV)
+  return logits_BV
 
 
 def parse(text: str) -> Chain:
@@ -109,15 +135,20 @@ def parse(text: str) -> Chain:
 
   More fields of a rule follow by name, as `xtc(0.5, threshold=0.1)`; ids are
   written `deny(0-3 255)`, biases `bias(10:-2 32:0.5)`. A preset in front, as
-  `llama.cpp: top_p(0.9)|temperature(0.8)`, puts the rules in its order.
+  `llama.cpp: top_p(0.9)|temperature(0.8)`, puts the rules in its order and
+  sets fields that are not written to what the library has.
   """
-  preset = re.match(r'\s*([\w.]+)\s*:', text)
-  lines = text[preset.end() :] if preset else text
-  rules = tuple(_parse_rule(part.strip()) for part in lines.split('|'))
-  return Chain(presets.arrange(rules, preset[1]) if preset else rules)
+  match = re.match(r'\s*([\w.]+)\s*:', text)
+  name, lines = (match[1], text[match.end() :]) if match else (None, text)
+  preset = presets.find(name) if name else presets.Preset(())
+  defaults = {rule: dict(fields) for rule, fields in preset.defaults}
+  rules = tuple(
+    _parse_rule(part.strip(), defaults) for part in lines.split('|')
+  )
+  return Chain(presets.arrange(rules, name) if name else rules)
 
 
-def _parse_rule(text: str) -> Any:
+def _parse_rule(text: str, defaults: Mapping[str, Mapping[str, Any]]) -> Any:
   if text == 'greedy':
     return truncation.Temperature(0.0)
   match = re.fullmatch(r'(\w+)\s*(?:\(([^()|]*)\))?', text)
@@ -151,8 +182,12 @@ def _parse_rule(text: str) -> Any:
         f'sampler rule {text!r}: {name} has no field {field!r}; {near}its '
         f'fields are {", ".join(fields)}'
       )
+    if field in values:
+      raise ValueError(
+        f'sampler rule {text!r} gives {field} twice; drop one of them'
+      )
     values[field] = _parse_value(field, value.strip(), text, name)
-  return rule(**values)
+  return rule(**{**defaults.get(name, {}), **values})
 
 
 def _parse_value(field: str, value: str, text: str, name: str) -> Any:

@@ -5,6 +5,7 @@ that would leave nothing leaves the best logit, with its ties.
 """
 
 import dataclasses
+import itertools
 from typing import Any
 
 import jax
@@ -33,7 +34,18 @@ class Bias:
       'must be a number below inf; -inf forbids the id',
       lambda values: values < float('inf'),
     )
-    counts = [len(x) for x in (self.ids, self.values) if isinstance(x, tuple)]
+    pair = self.ids, self.values
+    are_tuples = [isinstance(x, tuple) for x in pair]
+    if any(are_tuples) and not all(are_tuples):
+      # jit would fill up a tuple, and not what it belongs to.
+      field = 'ids' if are_tuples[0] else 'values'
+      object.__setattr__(self, field, np.asarray(getattr(self, field)))
+      pair = self.ids, self.values
+    counts = [
+      len(x) if isinstance(x, tuple) else x.shape[-1]
+      for x in pair
+      if isinstance(x, tuple) or getattr(x, 'shape', ())
+    ]
     if len(set(counts)) > 1:
       raise ValueError(
         f'bias has {counts[0]} ids and {counts[1]} values; give one value per'
@@ -93,7 +105,8 @@ class Deny:
 class MinLength:
   """Drops the ids that end a text while fewer tokens are drawn; 0 is off.
 
-  The memory is the number of tokens drawn, the prompt not counted.
+  The memory is the number of tokens drawn, the prompt not counted. A length
+  needs the ids.
   """
 
   length: knobs.Number = 0
@@ -102,6 +115,11 @@ class MinLength:
   def __post_init__(self) -> None:
     _settle_length(self, 'min-length')
     knobs.settle_ids(self, 'ids', 'min-length id')
+    ids = knobs.on_host(self.ids)
+    if ids is not None:
+      ids = np.asarray(ids)
+      is_given = np.any(ids >= 0, axis=-1) if ids.size else np.False_
+      _need(self.length, is_given, 'min_length', 'ids')
 
   def init(self, prompt: history.Prompt) -> jax.Array:
     return jnp.zeros(prompt.lengths_B.shape, jnp.int32)
@@ -122,11 +140,12 @@ class MinLength:
 class MaxLength:
   """Forces the id that ends a text as the token number `length`; 0 is off.
 
-  With it a row has `length` tokens at most, the end included.
+  With it a row has `length` tokens at most, the end included. A length needs
+  the end, of which -1 is none.
   """
 
   length: knobs.Number = 0
-  end: knobs.Number = 0
+  end: knobs.Number = -1
 
   def __post_init__(self) -> None:
     _settle_length(self, 'max-length')
@@ -136,8 +155,11 @@ class MaxLength:
       int,
       'max-length end',
       'must be a whole number >= 0, the id of a token',
-      lambda end: end >= 0,
+      lambda end: end >= -1,
     )
+    end = knobs.on_host(self.end)
+    if end is not None:
+      _need(self.length, np.asarray(end) >= 0, 'max_length', 'end')
 
   def init(self, prompt: history.Prompt) -> jax.Array:
     return jnp.zeros(prompt.lengths_B.shape, jnp.int32)
@@ -158,35 +180,68 @@ class MaxLength:
 
 def check(rules: tuple[Any, ...], num_ids: int | None = None) -> None:
   """ValueError where rules contradict each other or name ids beyond V - 1."""
-  lengths, allowed, denied = {}, None, set()
   _check_places(rules)
-  for rule in rules:
-    if isinstance(rule, MinLength | MaxLength):
-      length = knobs.on_host(rule.length)
-      lengths[type(rule)] = None if length is None else np.asarray(length)
-    if isinstance(rule, Allow | Deny) and isinstance(rule.ids, tuple):
-      ids = set(knobs.on_host(rule.ids) or ()) - {-1}
-      if isinstance(rule, Deny):
+  if num_ids is not None:
+    for rule in rules:
+      _check_ids(rule, num_ids)
+  _check_lengths(rules)
+  _check_choice(rules, num_ids)
+
+
+def _check_lengths(rules: tuple[Any, ...]) -> None:
+  known = {
+    kind: [
+      np.asarray(knobs.on_host(rule.length))
+      for rule in rules
+      if isinstance(rule, kind) and knobs.on_host(rule.length) is not None
+    ]
+    for kind in (MinLength, MaxLength)
+  }
+  for least, most in itertools.product(known[MinLength], known[MaxLength]):
+    if np.size(least) != np.size(most) and 1 not in (least.size, most.size):
+      raise ValueError(
+        f'min_length has {least.size} rows and max_length {most.size}; give'
+        ' each one number, or one per row'
+      )
+    # A text of `most` tokens has most - 1 and its end.
+    if np.any((most > 0) & (most <= least)):
+      raise ValueError(
+        f'min_length={least} contradicts max_length={most}, which the end is '
+        'part of; make the first one smaller'
+      )
+
+
+def _check_choice(rules: tuple[Any, ...], num_ids: int | None) -> None:
+  """Do allow and deny leave every row something, as far as it is known?"""
+  lists = [
+    (type(rule), rows)
+    for rule in rules
+    if isinstance(rule, Allow | Deny) and (rows := _id_sets(rule.ids))
+  ]
+  for row in range(max((len(rows) for _, rows in lists), default=0)):
+    allowed = None if num_ids is None else set(range(num_ids))
+    denied = set()
+    for kind, rows in lists:
+      ids = rows[min(row, len(rows) - 1)]
+      if kind is Deny:
         denied |= ids
       elif ids:
         allowed = ids if allowed is None else allowed & ids
-    if num_ids is not None:
-      _check_ids(rule, num_ids)
-  least, most = lengths.get(MinLength), lengths.get(MaxLength)
-  # A text of `most` tokens has most - 1 and its end.
-  known = least is not None and most is not None
-  if known and np.any((most > 0) & (most <= least)):
-    raise ValueError(
-      f'min_length={least} contradicts max_length={most}, which the end is '
-      'part of; make the first one smaller'
-    )
-  left = allowed
-  if left is None and num_ids is not None:
-    left = set(range(num_ids))
-  if left is not None and not left - denied:
-    raise ValueError(
-      f'allow and deny leave no id of {sorted(left)[:5]}; drop one of them'
-    )
+    if allowed is not None and not allowed - denied:
+      raise ValueError(
+        f'allow and deny leave no id of {sorted(allowed or denied)[:5]}; drop'
+        ' one of them'
+      )
+
+
+def _id_sets(ids: knobs.Ids) -> list[set[int]]:
+  """The ids of every row, or of all rows; none where they are not known."""
+  known = knobs.on_host(ids)
+  if known is None:
+    return []
+  known = np.asarray(known, np.int64)
+  rows = known.tolist() if known.ndim > 1 else [known.reshape(-1).tolist()]
+  return [set(row) - {-1} for row in rows]
 
 
 def _check_places(rules: tuple[Any, ...]) -> None:
@@ -214,6 +269,27 @@ def _check_ids(rule: Any, num_ids: int) -> None:
         f'{type(rule).__name__} {field} {int(np.max(ids))} is no id of a '
         f'vocabulary of {num_ids}; take one below'
       )
+
+
+def _need(
+  length: knobs.Number, is_given: np.ndarray, rule: str, field: str
+) -> None:
+  """ValueError for rows that have a length and no id that ends a text."""
+  lengths = knobs.on_host(length)
+  if lengths is None:
+    return
+  lengths = np.asarray(lengths)
+  sizes = lengths.size, is_given.size
+  # Others are named when the number of rows is known.
+  if 1 not in sizes and sizes[0] != sizes[1]:
+    return
+  lacks = (lengths.reshape(-1) > 0) & ~is_given.reshape(-1)
+  if lacks.any():
+    length = int(np.broadcast_to(lengths.reshape(-1), lacks.shape)[lacks][0])
+    raise ValueError(
+      f'{rule}={length} needs {field}, which ends a text; write'
+      f' {rule}({length}, {field}=2) if that is the id of the end'
+    )
 
 
 def _settle_length(rule: MinLength | MaxLength, label: str) -> None:

@@ -85,7 +85,7 @@ def decode(
     state: From `prefill` or here.
     alpha: In [0, 1]; 0 is greedy.
     axes: samplers.rows.cache_axes of the model.
-    candidates: k, of which every one is read in every step.
+    candidates: k, or V where that is less; each is read in every step.
     num_steps, stop_ids: As for samplers.loop.decode.
   """
 
@@ -146,6 +146,7 @@ def _advance(
   stop_ids: Sequence[int],
 ) -> State:
   rows_B = jnp.arange(len(state.length_B))
+  candidates = min(candidates, state.logits_BV.shape[1])
   log_p_BV = jax.nn.log_softmax(state.logits_BV)
   log_p_BM, token_BM = jax.lax.top_k(log_p_BV, candidates)
   token_BM = token_BM.astype(jnp.int32)
@@ -156,8 +157,10 @@ def _advance(
   place_B = state.prompt_B + state.length_B
   is_past_BL = jnp.arange(near_BML.shape[2])[None] < place_B[:, None]
   nearest_BM = jnp.max(jnp.where(is_past_BL[:, None], near_BML, -1.0), axis=2)
+  score_BM = (1 - alpha) * jnp.exp(log_p_BM) - alpha * nearest_BM
+  # There may be fewer possible tokens than candidates.
   best_B = jnp.argmax(
-    (1 - alpha) * jnp.exp(log_p_BM) - alpha * nearest_BM, axis=1
+    jnp.where(log_p_BM > -jnp.inf, score_BM, -jnp.inf), axis=1
   )
   is_law_B = jnp.isfinite(jnp.max(state.logits_BV, axis=1))
   failed_B = state.failed_B | (~state.done_B & ~is_law_B)

@@ -14,8 +14,8 @@ import numpy as np
 from samplers import history
 from samplers import knobs
 
-# Exponents go no further than float32 does.
-_LOG_MAX = float(np.log(np.finfo(np.float32).max))
+# Growth goes no further than float32 does: times 0 it is 0.
+_MOST = float(np.finfo(np.float32).max)
 
 
 class Memory(NamedTuple):
@@ -109,9 +109,8 @@ class Dry:
     excess_BL = match_BL - knobs.column(self.allowed, jnp.int32)
     counts_BL = (place_1L < length_B[:, None] - 1) & (excess_BL >= 0)
     counts_BL &= ~knobs.is_among(next_BL, self.breakers)
-    base_B1 = knobs.column(self.base)
-    exponent_BL = jnp.minimum(excess_BL, _LOG_MAX / jnp.log(base_B1))
-    penalty_BL = knobs.column(self.multiplier) * base_B1**exponent_BL
+    growth_BL = knobs.column(self.base) ** excess_BL.astype(jnp.float32)
+    penalty_BL = knobs.column(self.multiplier) * jnp.minimum(growth_BL, _MOST)
     # The longest passage has the largest penalty.
     rows_B1 = jnp.arange(len(ids_BL))[:, None]
     penalty_BV = jnp.zeros(logits_BV.shape, jnp.float32)

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from samplers import barring
 from samplers import beam
 from samplers import chain
 from samplers import contrastive
 from samplers import loop
 from samplers import nearest
 from samplers import nest
-from samplers import ngram_store
+from samplers import ngram_tables
 from samplers import parallel
 from samplers import passages
 from samplers import rows as cache_rows
@@ -38,13 +39,15 @@ class Plan(NamedTuple):
   """What to continue, and how far.
 
   rows: ids_BT, lengths_B and keys_B of samplers.loop.prefill; capacity: tokens
-  per row; chunk: tokens between two looks; stop_ids: end a row.
+  per row; chunk: tokens between two looks; stop_ids: end a row; barred: ids
+  that no row may have, as samplers.barring has it.
   """
 
   rows: parallel.Rows
   capacity: int
   chunk: int
   stop_ids: Sequence[int] = ()
+  barred: bytes = b''
 
   @property
   def length(self) -> int:
@@ -53,11 +56,15 @@ class Plan(NamedTuple):
 
 
 class Seen(NamedTuple):
-  """What there is of every text, as in samplers.loop.State."""
+  """What there is of every text, as in samplers.loop.State.
+
+  missing_B: of a search, where there is no text; None if all rows have one.
+  """
 
   ids_BN: jax.Array
   length_B: jax.Array
   done_B: jax.Array
+  missing_B: jax.Array | None = None
 
 
 class Engine(NamedTuple):
@@ -75,6 +82,7 @@ class Engine(NamedTuple):
 
 def draws(source: Source, plan: Plan, sampler: chain.Chain) -> Engine:
   """Draws by samplers.loop, on all devices."""
+  source = _barred(source, plan)
   length = plan.length  # Not to be found while it is traced.
   decoder = parallel.build(
     source.step,
@@ -98,7 +106,7 @@ def drafts(
   draft_tokens: int,
 ) -> Engine:
   """Draws by samplers.speculative; a draft without cache reads the source's."""
-  sources = source, draft
+  sources = _barred(source, plan), _barred(draft, plan)
   count, length = len(plan.rows[0]), plan.length + draft_tokens + 1
   models = tuple(speculative.Model(s.step, s.params) for s in sources)
   state = speculative.prefill(
@@ -139,6 +147,7 @@ def nests(
   prompt to the passages that it calls for.
   """
   span_rules.check(sampler)
+  source = _barred(source, plan)
   cache = _answering(source.init_cache(len(plan.rows[0]), plan.length))
   state, query_BD, mean_BD = nest.prefill(
     source.step,
@@ -172,6 +181,7 @@ def contrasts(
 ) -> Engine:
   """samplers.contrastive; the step gives hidden states."""
   contrastive.check(alpha, candidates)
+  source = _barred(source, plan)
   cache = _answering(source.init_cache(len(plan.rows[0]), plan.length))
   state = contrastive.prefill(
     source.step, source.params, cache, *plan.rows[:2], capacity=plan.capacity
@@ -204,6 +214,7 @@ def beams(
   length_power: float,
 ) -> Engine:
   """samplers.beam; all `shown` best texts of every row come at once."""
+  source = _barred(source, plan)
 
   def search(state: loop.State) -> beam.Hypotheses:
     return beam.search(
@@ -223,12 +234,14 @@ def superposes(
   source: Source,
   mixer: superposed.Mixer,
   plan: Plan,
-  store: ngram_store.Store,
+  store: ngram_tables.Store,
   rule: superposed.Superposed,
   *,
   shown: int,
 ) -> Engine:
   """samplers.superposed; all `shown` best drafts come at once."""
+  source = _barred(source, plan)
+  mixer = mixer._replace(mix=barring.over(mixer.mix, plan.barred))
 
   def search(state: loop.State) -> beam.Hypotheses:
     return superposed.search(
@@ -263,10 +276,16 @@ def _at_once(
   def go_on(_: Seen) -> Seen:
     found = search(state)
     ids_BN = found.ids_BMN[:, :shown].reshape(-1, plan.capacity)
+    missing_B = found.score_BM[:, :shown].reshape(-1) == -jnp.inf
     length_B = found.length_BM[:, :shown].reshape(-1)
-    return Seen(ids_BN, length_B, jnp.ones_like(length_B, dtype=bool))
+    length_B = jnp.where(missing_B, 0, length_B)
+    return Seen(ids_BN, length_B, jnp.ones_like(missing_B), missing_B)
 
   return Engine(nothing, go_on, lambda seen: seen, _stop)
+
+
+def _barred(source: Source, plan: Plan) -> Source:
+  return source._replace(step=barring.over(source.step, plan.barred))
 
 
 def _answering(cache: Any) -> Any:

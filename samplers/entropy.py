@@ -51,6 +51,8 @@ class Typical:
   mass: knobs.Number = 1.0
   min_keep: knobs.Number | None = None
 
+  truncates = True
+
   def __post_init__(self) -> None:
     knobs.settle(
       self,
@@ -87,6 +89,8 @@ class Epsilon:
   epsilon: knobs.Number = 0.0
   min_keep: knobs.Number | None = None
 
+  truncates = True
+
   def __post_init__(self) -> None:
     _settle_epsilon(self, 'epsilon')
 
@@ -106,6 +110,8 @@ class Eta:
 
   epsilon: knobs.Number = 0.0
   min_keep: knobs.Number | None = None
+
+  truncates = True
 
   def __post_init__(self) -> None:
     _settle_epsilon(self, 'eta')
@@ -130,6 +136,8 @@ class TopH:
 
   alpha: knobs.Number = 1.0
   min_keep: knobs.Number | None = None
+
+  truncates = True
 
   def __post_init__(self) -> None:
     _settle_alpha(self)
@@ -183,6 +191,8 @@ class TopHOfHundred:
   """
 
   alpha: knobs.Number = 1.0
+
+  truncates = True
 
   def __post_init__(self) -> None:
     _settle_alpha(self)

@@ -40,6 +40,20 @@ class Settings(NamedTuple):
   window: int
   context: int
 
+  @classmethod
+  def read(cls, tree: Any) -> 'Settings':
+    """From the JSON of a store; ValueError if it is not of settings."""
+    kinds = cls.__annotations__
+    if not isinstance(tree, dict) or tree.keys() != kinds.keys():
+      raise ValueError(f'its settings are not {", ".join(kinds)}')
+    for name, kind in kinds.items():
+      least = 0 if name == 'context' else 1
+      if type(tree[name]) is not kind or (kind is int and tree[name] < least):
+        raise ValueError(f'its {name} is {str(tree[name])[:80]!r}')
+    if tree['dtype'] not in DTYPES:
+      raise ValueError(f'its dtype is none of {", ".join(DTYPES)}')
+    return cls(**tree)
+
 
 class Texts(NamedTuple):
   """The ids of all documents back to back, each with the id that ends it.
@@ -92,6 +106,35 @@ class Shards:
         self._settings.width,
       )
     return self._mapped[number]
+
+
+def checked(path: pathlib.Path, header: dict[str, Any]) -> Settings:
+  """The settings of a store; ValueError if its files are not as they say.
+
+  header: what `finish` returned, from who knows whom.
+  """
+  settings = Settings.read(header['settings'])
+  counts = header.get('counts')
+  if not isinstance(counts, list) or any(type(n) is not int for n in counts):
+    raise ValueError('its counts are no whole numbers')
+  try:  # Mapped, as its own header may ask for any size.
+    offsets = np.load(path / 'offsets.npy', 'r', allow_pickle=False)
+  except Exception as error:  # NumPy has a dozen classes for it.
+    reason = ' '.join(str(error).split())[:200]
+    raise ValueError(f'offsets.npy is no array ({reason})') from error
+  if offsets.dtype != np.int64 or offsets.ndim != 1 or not offsets.size:
+    raise ValueError('offsets.npy is no row of int64')
+  if offsets[0] or (offsets[1:] < offsets[:-1]).any():
+    raise ValueError('offsets.npy does not rise from 0')
+  row = settings.width * jnp.dtype(settings.dtype).itemsize
+  sizes = {'ids.bin': int(offsets[-1]) * _id_dtype(settings).itemsize}
+  sizes |= {_shard_name(i): n * row for i, n in enumerate(counts)}
+  for name, size in sizes.items():
+    if not (path / name).is_file() or (path / name).stat().st_size != size:
+      raise ValueError(f'{name} does not have {size} bytes')
+  if sum(counts) != offsets[-1]:
+    raise ValueError(f'it has {sum(counts)} keys of {offsets[-1]} ids')
+  return settings
 
 
 class Store:

@@ -17,7 +17,7 @@ bytes still hold several statements.
 import functools
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -25,22 +25,18 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from configs import base
 from configs import cluster
 from configs import command
+from configs import corpora
 from configs import neighbours
 from configs import restore
 from data import codec
-from data import sources
-from data import text
 from models import key_states
 from samplers import key_files
 from samplers import retrieval
 from training import host
 from training import manifest
 from training import processes
-
-Documents = Iterable[tuple[str, bytes | np.ndarray]]
 
 
 class Options(NamedTuple):
@@ -60,12 +56,7 @@ class Options(NamedTuple):
 class Flags(NamedTuple):
   """The flags of the command."""
 
-  checkpoint: flags.FlagHolder[str | None]
-  out: flags.FlagHolder[str | None]
-  config: flags.FlagHolder[str | None]
-  split: flags.FlagHolder[str]
-  files: flags.FlagHolder[str | None]
-  max_bytes: flags.FlagHolder[int | None]
+  corpus: corpora.Flags
   dtype: flags.FlagHolder[str]
   passage: flags.FlagHolder[int]
   window: flags.FlagHolder[int | None]
@@ -82,20 +73,23 @@ class _Piece(NamedTuple):
 
 def define_flags(own: flags.FlagValues = flags.FLAGS) -> Flags:
   """To be called before flags are parsed."""
-  string = functools.partial(flags.DEFINE_string, flag_values=own)
   whole = functools.partial(
     flags.DEFINE_integer, lower_bound=1, flag_values=own
   )
-  choice = functools.partial(flags.DEFINE_enum, flag_values=own)
   default = Options()
   return Flags(
-    string('checkpoint', None, 'Run directory, whose states are the keys.'),
-    string('out', None, 'Directory of the store.'),
-    string('config', None, "Experiment file whose data it is; or the run's."),
-    choice('split', 'train', text.SPLITS, 'Of these data.'),
-    string('files', None, "Files instead, one document each, as '**/*.txt'."),
-    whole('max_bytes', None, 'Of the corpus, from its start.'),
-    choice('dtype', default.dtype, key_files.DTYPES, 'Of the keys.'),
+    corpora.define_flags(
+      own,
+      'Run directory, whose states are the keys.',
+      'Directory of the store.',
+    ),
+    flags.DEFINE_enum(
+      'dtype',
+      default.dtype,
+      key_files.DTYPES,
+      'Of the keys.',
+      flag_values=own,
+    ),
     whole('passage', default.passage, 'Ids per passage.'),
     whole('window', None, 'Ids read at once; default the row length trained.'),
     cluster.define_flags(flag_values=own),
@@ -106,49 +100,22 @@ def main(given: Flags) -> None:
   command.quiet()
   host.keep_memory()
   with command.explained('samplers.key_store'):
-    for flag in (given.checkpoint, given.out):
-      if not flag.value:
-        raise ValueError(f'--{flag.name} is missing; give it a directory')
-    if given.files.value and given.config.value:
-      raise ValueError('--files and --config exclude each other; drop one')
+    corpora.check(given.corpus, 'a directory')
     cluster.join(given.cluster)
-    run = restore.restore(given.checkpoint.value)
+    run = restore.restore(given.corpus.checkpoint.value)
     options = Options(
       given.dtype.value, given.passage.value, given.window.value
     )
-    documents = first_bytes(_corpus(run, given), given.max_bytes.value)
-    path = pathlib.Path(given.out.value)
+    documents = corpora.read(run, given.corpus)
+    path = pathlib.Path(given.corpus.out.value)
     say = print if processes.is_first() else lambda _: None
     build(path, run, documents, options, say=say)
-
-
-def _corpus(run: restore.Run, given: Flags) -> Documents:
-  if given.files.value:
-    source = sources.TextFiles(given.files.value)
-    return ((item.name, item.text) for item in source.documents())
-  config = run.config
-  if given.config.value:
-    config = base.load(given.config.value)
-  processes.first('prepare the data', config.data.prepare)
-  corpus = config.data.open(given.split.value)
-  return zip(corpus.names, corpus, strict=True)
-
-
-def first_bytes(documents: Documents, count: int | None) -> Documents:
-  """Documents of so many bytes in all, the last one cut."""
-  for name, document in documents:
-    if count is not None:
-      if not count:
-        return
-      document = document[:count]
-      count -= len(document)
-    yield name, document
 
 
 def build(
   path: pathlib.Path,
   run: restore.Run,
-  documents: Documents,
+  documents: corpora.Documents,
   options: Options,
   *,
   say: Callable[[str], object] = lambda _: None,
@@ -164,9 +131,9 @@ def build(
     )
   settings = _settings(run, options)
   spelling = run.config.data.codec
+  spelled = corpora.spelled(spelling, documents)
   processes.first(
-    'write the ids',
-    lambda: key_files.begin(path, settings, _spelled(spelling, documents)),
+    'write the ids', lambda: key_files.begin(path, settings, spelled)
   )
   texts = key_files.read_texts(path, settings)
   rows = list(_rows(texts.offsets, settings))
@@ -235,13 +202,6 @@ def _settings(run: restore.Run, options: Options) -> key_files.Settings:
     window=window,
     context=window // 2,
   )
-
-
-def _spelled(
-  spelling: codec.Codec, documents: Documents
-) -> Iterator[tuple[str, np.ndarray]]:
-  for name, document in documents:
-    yield name, np.append(spelling.encode(document), spelling.stops[0])
 
 
 def _rows(

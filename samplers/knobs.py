@@ -8,6 +8,7 @@ import dataclasses
 import math
 import numbers
 import sys
+import typing
 from collections.abc import Callable
 from typing import Any
 
@@ -25,14 +26,20 @@ Ids = tuple[int, ...] | jax.Array | np.ndarray
 def register(rule: type) -> type:
   """Makes a dataclass a pytree whose leaves are its fields.
 
+  A tuple of ids, or of a value for each, is one leaf: an array of one row.
+  Sizes are powers of two, so that few of them are compiled.
+
   jax.tree_util.register_dataclass would not do: with jaxlib 0.10.2 two classes
   with alike fields have equal structures, and now and then jit runs for one
   rule what it compiled for another.
   """
-  names = tuple(field.name for field in dataclasses.fields(rule))
+  fields = dataclasses.fields(rule)
+  names = tuple(field.name for field in fields)
+  kinds = tuple(_item_kind(field) for field in fields)
 
   def flatten(value: Any) -> tuple[tuple[Any, ...], type]:
-    return tuple(getattr(value, name) for name in names), rule
+    leaves = (getattr(value, name) for name in names)
+    return tuple(map(_packed, leaves, kinds)), rule
 
   def flatten_with_keys(value: Any) -> tuple[tuple[Any, ...], type]:
     keys = map(jax.tree_util.GetAttrKey, names)
@@ -42,6 +49,25 @@ def register(rule: type) -> type:
     rule, flatten_with_keys, lambda _, fields: rule(*fields), flatten
   )
   return rule
+
+
+def _item_kind(field: dataclasses.Field) -> type | None:
+  """What a field that may be a tuple of items has in it: int or float."""
+  for kind in typing.get_args(field.type):
+    if typing.get_origin(kind) is tuple:
+      return typing.get_args(kind)[0]
+  return None
+
+
+def _packed(value: Any, kind: type | None) -> Any:
+  """Items as [1, M]; those that fill it up are no id, or the value 0."""
+  if kind is None or not isinstance(value, tuple) or on_host(value) is None:
+    return value
+  size = 1 << max(len(value) - 1, 0).bit_length()
+  fill, dtype = (-1, np.int32) if kind is int else (0, np.float32)
+  packed_1M = np.full((1, size), fill, dtype)
+  packed_1M[0, : len(value)] = value
+  return packed_1M
 
 
 def settle(
@@ -60,21 +86,27 @@ def settle(
     kind: int or float.
     label: What the error calls it.
     demand: What the error asks for, as 'must be ...; 0 turns it off'.
-    is_valid: Elementwise test, on float64.
+    is_valid: Elementwise test, on what the rule computes with: float32 where
+      the kind is float, and else float64.
   """
   value = getattr(rule, field)
   values = on_host(value)
   if values is None:
     return
   values = _as_floats(values).reshape(-1)
-  valid = np.asarray(is_valid(values))
+  used = values
+  if kind is float:
+    with np.errstate(over='ignore'):
+      used = values.astype(np.float32).astype(np.float64)
+  valid = np.asarray(is_valid(used))
+  valid &= np.isinf(used) == np.isinf(values)
   if kind is int:
     valid &= (np.abs(values) < _NO_INTEGER) & (np.floor(values) == values)
   if not valid.all():
-    shown = value
-    if np.ndim(value):
-      row = int(np.argmin(valid))
-      shown = f'{values[row]:g} of row {row}'
+    place = int(np.argmin(valid))
+    shown = f'{values[place]:g} of row {place}' if np.ndim(value) else value
+    if kind is float and is_valid(values[place : place + 1]).all():
+      shown = f'{shown}, which is {used[place]:g} in float32,'
     raise ValueError(f'{label}={shown} {demand}')
   if isinstance(value, numbers.Real):
     object.__setattr__(rule, field, kind(value))
@@ -121,6 +153,27 @@ def on_host(value: Any) -> Any:
   return None
 
 
+def check_rows(rule: Any, num_rows: int) -> None:
+  """ValueError for a field of a rule that does not fit a batch of so many."""
+  for field in dataclasses.fields(rule):
+    value, kinds = getattr(rule, field.name), typing.get_args(field.type)
+    is_knob, is_ids = int in kinds, _item_kind(field) is not None
+    shape = getattr(value, 'shape', None)
+    if shape is None and is_knob and isinstance(value, tuple | list):
+      shape = (len(value),)
+    if not (is_knob or is_ids) or not shape:
+      continue
+    way_out, most_axes = 'one number, or one per row', 1
+    if is_ids:
+      way_out, most_axes = 'one list, or [B, M] with ids padded by -1', 2
+    has_rows = len(shape) == most_axes
+    if len(shape) > most_axes or (has_rows and shape[0] not in (1, num_rows)):
+      raise ValueError(
+        f'{type(rule).__name__} {field.name} has the shape {tuple(shape)} for a'
+        f' batch of {num_rows} rows; give {way_out}'
+      )
+
+
 def column(knob: Number, dtype: Any = jnp.float32) -> jax.Array:
   """A knob as [B, 1], or [1, 1] when it is one number for all rows."""
   return jnp.reshape(jnp.asarray(knob, dtype), (-1, 1))
@@ -157,7 +210,7 @@ def _places(
 
 def _rows(items: Any, num_rows: int, dtype: Any) -> jax.Array:
   """[B, M] from M items for all rows or from M for each."""
-  if isinstance(items, tuple):
+  if isinstance(items, tuple) and on_host(items) is None:
     items = [jnp.asarray(item, dtype) for item in items]
   items = jnp.asarray(items, dtype)
   if items.ndim < 2:

@@ -38,6 +38,14 @@ class State(NamedTuple):
   memory: Any = ()  # the sampler's
 
 
+class Faults(NamedTuple):
+  """Rows of a search whose logits were no law, for `check`."""
+
+  failed_B: jax.Array
+  length_B: jax.Array  # tokens before them
+  logits_BV: jax.Array  # the largest of them alone, [B, 1]
+
+
 @functools.partial(
   jax.jit,
   static_argnames=('step', 'capacity'),
@@ -163,8 +171,11 @@ def generate(
   )
 
 
-def check(state: State) -> None:
-  """ValueError that names the first row whose logits gave no law, if any."""
+def check(state: Any) -> None:
+  """ValueError that names the first row whose logits gave no law, if any.
+
+  state: a State, or what has such failed_B, length_B and logits_BV.
+  """
   failed = np.flatnonzero(np.asarray(state.failed_B))
   if failed.size:
     row = failed[0]
@@ -176,6 +187,29 @@ def check(state: State) -> None:
       f'row {row}: the logits after {int(state.length_B[row])} generated '
       f'tokens {what}, which is no distribution; check the checkpoint'
     )
+
+
+def no_faults(batch_size: int) -> Faults:
+  return Faults(
+    jnp.zeros(batch_size, bool),
+    jnp.zeros(batch_size, jnp.int32),
+    jnp.zeros((batch_size, 1)),
+  )
+
+
+def note(
+  faults: Faults, largest_B: jax.Array, asked_B: jax.Array, count: jax.Array
+) -> Faults:
+  """The faults with those of the rows that are asked after `count` tokens.
+
+  largest_B: of their logits; NaN where one is NaN.
+  """
+  is_new_B = asked_B & ~jnp.isfinite(largest_B) & ~faults.failed_B
+  return Faults(
+    faults.failed_B | is_new_B,
+    jnp.where(is_new_B, count, faults.length_B),
+    jnp.where(is_new_B[:, None], largest_B[:, None], faults.logits_BV),
+  )
 
 
 def _advance(
@@ -227,7 +261,7 @@ def _advance(
     ids_BN=ids_BN,
     length_B=length_B,
     logits_BV=jnp.where(answered_B[:, None], logits_BV, state.logits_BV),
-    done_B=state.done_B | stopped_B | failed_B,
+    done_B=state.done_B | (active_B & stopped_B) | failed_B,
     keys_B=state.keys_B,
     failed_B=failed_B,
     memory=memory,

@@ -31,6 +31,7 @@ class Mirostat:
   target: knobs.Number = 0.0
   rate: knobs.Number = 0.1
 
+  truncates = True
   # For samplers.hf.
   needs_drawn_logits = True
 

@@ -53,14 +53,16 @@ def build(
 ) -> Decoder:
   """A decoder for rows like these, on `devices_for` them.
 
-  A sampler whose knobs are arrays, as one per row, keeps to one device.
+  A sampler whose knobs are arrays of several rows keeps to one device.
 
   init_cache: makes an empty cache for so many rows.
   rows: ids_BT, lengths_B and keys_B of `samplers.loop.prefill`.
   capacity: as for prefill; num_steps, stop_ids: as for decode.
   """
   devices = devices_for(len(rows[0]))
-  if any(np.ndim(knob) for knob in jax.tree.leaves(sampler)):
+  # What is the same for all rows is one number, or an array with one row.
+  shapes = [np.shape(knob) for knob in jax.tree.leaves(sampler)]
+  if any(shape[:1] not in ((), (1,)) for shape in shapes):
     devices = devices[:1]  # One knob per row, which would have to be cut too.
   mesh = jax.sharding.Mesh(np.array(devices), (_AXIS,))
 
@@ -75,7 +77,9 @@ def build(
       step, params, state, sampler, num_steps=num_steps, stop_ids=stop_ids
     )
 
-  specs = _row_specs(functools.partial(start, params, sampler), rows)
+  specs = P()
+  if len(devices) > 1:
+    specs = _row_specs(functools.partial(start, params, sampler), rows)
   everywhere, apart = NamedSharding(mesh, P()), NamedSharding(mesh, P(_AXIS))
   own = jax.device_put((params, sampler), everywhere)
   shard = functools.partial(

@@ -47,6 +47,10 @@ RULES: Mapping[str, type] = {
 _NAMES = {rule: name for name, rule in RULES.items()}
 
 
+# Name of a rule, then its fields and their values.
+_Defaults = tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Preset:
   """The rules that a library has, in its order."""
@@ -54,6 +58,16 @@ class Preset:
   order: tuple[str, ...]
   # What it means by a name where that is not what we mean.
   meaning: tuple[tuple[str, str], ...] = ()
+  # Fields of its rules that are not what they are here.
+  defaults: _Defaults = ()
+
+
+def _penalties_within(window: int) -> _Defaults:
+  """Penalties that count the last tokens, those of the prompt too."""
+  names = 'repetition', 'frequency', 'presence'
+  return tuple(
+    (name, (('window', window), ('prompt', True))) for name in names
+  )
 
 
 PRESETS: Mapping[str, Preset] = {
@@ -106,7 +120,8 @@ PRESETS: Mapping[str, Preset] = {
       'xtc',
       'temperature',
       'mirostat',
-    )
+    ),
+    defaults=_penalties_within(64),
   ),
   'mlx': Preset(
     (
@@ -119,22 +134,30 @@ PRESETS: Mapping[str, Preset] = {
       'xtc',
       'top_k',
       'temperature',
-    )
+    ),
+    defaults=_penalties_within(20),
   ),
 }
 
 
-def arrange(rules: Iterable[Any], preset: str) -> tuple[Any, ...]:
-  """The rules as a library of that name applies them; ValueError if it cannot.
-
-  A rule that the library defines in another way becomes that one.
-  """
+def find(preset: str) -> Preset:
+  """The preset of that name; ValueError if there is none."""
   if preset not in PRESETS:
     raise ValueError(
       f'preset {preset!r} is unknown; {hint(preset, PRESETS)}choices are '
       f'{", ".join(PRESETS)}'
     )
-  order, meaning = PRESETS[preset].order, dict(PRESETS[preset].meaning)
+  return PRESETS[preset]
+
+
+def arrange(rules: Iterable[Any], preset: str) -> tuple[Any, ...]:
+  """The rules as a library of that name applies them; ValueError if it cannot.
+
+  A rule of the same name that the library computes in another way becomes that
+  one. Fields stay as they are: its defaults are for `samplers.chain.parse`.
+  """
+  found = find(preset)
+  order, meaning = found.order, dict(found.meaning)
   placed = []
   for rule in rules:
     name = _NAMES.get(type(rule), type(rule).__name__)

@@ -17,7 +17,11 @@ class Cut(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class StopStrings:
-  """Ends a text before the first stop string in it."""
+  """Ends a text before the stop string that is complete first.
+
+  Of several that are complete at the same byte it is the longest: however the
+  text comes in pieces, it ends at the same place.
+  """
 
   strings: tuple[bytes, ...] = ()
 
@@ -30,10 +34,10 @@ class StopStrings:
 
     known: how much of it this said before, when the text was shorter.
     """
-    places = [text.find(string, known) for string in self.strings]
-    found = [place for place in places if place >= 0]
+    starts = [(text.find(string, known), string) for string in self.strings]
+    found = [(at + len(string), at) for at, string in starts if at >= 0]
     if found:
-      return Cut(min(found), True)
+      return Cut(min(found)[1], True)
     held = 0
     for string in self.strings:
       for size in range(min(len(string) - 1, len(text)), held, -1):

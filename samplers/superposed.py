@@ -8,6 +8,7 @@ after `reset` of them one draft is drawn, read as it is, and all go on from it.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 
 from samplers import beam
 from samplers import loop
-from samplers import ngram_store
+from samplers import ngram_tables
 
 # Log score of a draft that the store knows nothing of.
 _UNKNOWN = -200.0
@@ -40,7 +41,7 @@ class Superposed:
 
   drafts: k; alpha: share of the n-grams in a score; temperature: of the model;
   candidates: ids looked at per step, None for 3 k; weights: of the orders of
-  `ngram_store`; reset: tokens after which one draft goes on, None for never.
+  `ngram_tables`; reset: tokens after which one draft goes on, None for never.
   """
 
   drafts: int = 3
@@ -51,25 +52,32 @@ class Superposed:
   reset: int | None = None
 
   def __post_init__(self) -> None:
-    if self.drafts < 1 or (self.candidates or self.drafts) < self.drafts:
+    count = self.drafts if self.candidates is None else self.candidates
+    if self.drafts < 1 or count < self.drafts:
       raise ValueError(
         f'superposed drafts={self.drafts} must be at least 1, and candidates='
         f'{self.candidates} no fewer; 3 and 9 are usual'
       )
-    if not (0 <= self.alpha < 1 and self.temperature > 0):
+    least = float(jnp.finfo(jnp.float32).tiny)
+    if not (0 <= self.alpha < 1 and least <= self.temperature < math.inf):
       raise ValueError(
         f'superposed alpha={self.alpha} must lie in [0, 1) and temperature='
-        f'{self.temperature} be above 0; 0.54 and 0.06 are usual'
+        f'{self.temperature} be above 0 and finite; 0.54 and 0.06 are usual'
       )
     if self.reset is not None and self.reset < 1:
       raise ValueError(
         f'superposed reset={self.reset} must be at least 1; leave it out for'
         ' none'
       )
-    if len(self.weights) != len(ngram_store.ORDERS):
+    if len(self.weights) != len(ngram_tables.ORDERS):
       raise ValueError(
         f'superposed has {len(self.weights)} weights for'
-        f' {len(ngram_store.ORDERS)} orders of n-grams; give one for each'
+        f' {len(ngram_tables.ORDERS)} orders of n-grams; give one for each'
+      )
+    if not all(0 <= weight < math.inf for weight in self.weights):
+      raise ValueError(
+        f'superposed weights={self.weights} must be finite numbers, none below'
+        ' 0'
       )
 
 
@@ -80,19 +88,17 @@ class _State(NamedTuple):
   ids_BMN: jax.Array
   log_p_BM: jax.Array
   finished: beam.Hypotheses
+  faults: loop.Faults
   start: Any  # the cache at the last reset; None if there is none to come
 
 
-@functools.partial(
-  jax.jit, static_argnames=('step', 'mixer', 'rule', 'num_tokens', 'stop_ids')
-)
 def search(
   step: loop.Step,
   mixer: Mixer,
   params: Any,
   state: loop.State,
   prompt: tuple[jax.Array, jax.Array],
-  store: ngram_store.Store,
+  store: ngram_tables.Store,
   rule: Superposed,
   *,
   num_tokens: int,
@@ -101,7 +107,7 @@ def search(
   """2 k drafts of every row of `loop.prefill`'s state, best first.
 
   A score is the mean over tokens of the tempered score that a draft was chosen
-  by, which is no log-probability.
+  by, which is no log-probability. ValueError for logits that are no law.
 
   Args:
     step: The model's, which reads the draft that goes on after a reset.
@@ -114,6 +120,27 @@ def search(
     num_tokens: N.
     stop_ids: End a draft.
   """
+  found, faults = _search(
+    step, mixer, params, state, prompt, store, rule, num_tokens, stop_ids
+  )
+  loop.check(faults)
+  return found
+
+
+@functools.partial(
+  jax.jit, static_argnames=('step', 'mixer', 'rule', 'num_tokens', 'stop_ids')
+)
+def _search(
+  step: loop.Step,
+  mixer: Mixer,
+  params: Any,
+  state: loop.State,
+  prompt: tuple[jax.Array, jax.Array],
+  store: ngram_tables.Store,
+  rule: Superposed,
+  num_tokens: int,
+  stop_ids: tuple[int, ...],
+) -> tuple[beam.Hypotheses, loop.Faults]:
 
   def advance(_: jax.Array, now: _State) -> _State:
     now = _choose(now, prompt, store, rule, stop_ids)
@@ -133,7 +160,7 @@ def search(
   both = jax.tree.map(
     lambda a, b: jnp.concatenate([a, b], axis=1), alive, last.finished
   )
-  return beam.best(both, 2 * rule.drafts)
+  return beam.best(both, 2 * rule.drafts), last.faults
 
 
 def _begin(state: loop.State, drafts: int, num_tokens: int) -> _State:
@@ -152,6 +179,7 @@ def _begin(state: loop.State, drafts: int, num_tokens: int) -> _State:
     empty.ids_BMN,
     _alone(shape, jnp.zeros(batch_size)),
     empty,
+    loop.no_faults(batch_size),
     state.cache,
   )
 
@@ -159,7 +187,7 @@ def _begin(state: loop.State, drafts: int, num_tokens: int) -> _State:
 def _choose(
   now: _State,
   prompt: tuple[jax.Array, jax.Array],
-  store: ngram_store.Store,
+  store: ngram_tables.Store,
   rule: Superposed,
   stop_ids: Sequence[int],
 ) -> _State:
@@ -167,11 +195,12 @@ def _choose(
   batch_size, drafts = now.log_p_BM.shape
   size = now.logits_BV.shape[1]
   count = min(rule.candidates or 3 * drafts, size)
-  logits_BK, id_BK = jax.lax.top_k(now.logits_BV / rule.temperature, count)
+  now, logits_BV = _judge(now)
+  logits_BK, id_BK = jax.lax.top_k(logits_BV / rule.temperature, count)
   log_p_BK = jax.nn.log_softmax(logits_BK)
-  recent_BMC = _recent(prompt, now.ids_BMN, now.count, ngram_store.ORDERS[-1])
+  recent_BMC = _recent(prompt, now.ids_BMN, now.count, ngram_tables.ORDERS[-1])
   shape = (batch_size, drafts, count)
-  found_BMK = ngram_store.probability(
+  found_BMK = ngram_tables.probability(
     store, recent_BMC, jnp.broadcast_to(id_BK[:, None], shape), rule.weights
   )
   plain_BMK = jnp.broadcast_to((1 - rule.alpha) * log_p_BK[:, None], shape)
@@ -212,6 +241,23 @@ def _choose(
     log_p_BM=log_p_BM,
     finished=beam.best(both, drafts),
   )
+
+
+def _judge(now: _State) -> tuple[_State, jax.Array]:
+  """Notes which logits are no law; and the logits, 0 in place of these.
+
+  The largest is 0, so that no temperature makes one overflow.
+  """
+  largest_B = jnp.max(now.logits_BV, axis=1)
+  # Drafts that all ended ask the model nothing more.
+  asked_B = jnp.max(now.log_p_BM, axis=1) > -jnp.inf
+  faults = loop.note(now.faults, largest_B, asked_B, now.count)
+  logits_BV = jnp.where(
+    jnp.isfinite(largest_B)[:, None],
+    now.logits_BV - largest_B[:, None],
+    0.0,
+  )
+  return now._replace(faults=faults), logits_BV
 
 
 def _read(

@@ -228,11 +228,15 @@ def _moments(task: _Task, r_BV: jax.Array) -> jax.Array:
   )
 
 
+def _along(task: _Task, dual_BE: jax.Array) -> jax.Array:
+  return jnp.einsum('BE,BE->B', task.wanted_BE, dual_BE, precision='highest')
+
+
 def _separates(
   task: _Task, dual_BE: jax.Array, score_BV: jax.Array
 ) -> jax.Array:
   """Is what r must reach in this direction more than any r can?"""
-  wanted_B = jnp.einsum('BE,BE->B', task.wanted_BE, dual_BE)
+  wanted_B = _along(task, dual_BE)
   most_BV = jnp.maximum(task.low_B1 * score_BV, task.high_B1 * score_BV)
   most_B = jnp.sum(task.p_BV * most_BV, axis=1)
   return most_B < (1 - _REACHED) * wanted_B
@@ -242,7 +246,7 @@ def _line_search(
   task: _Task, score_BV: jax.Array, step_BV: jax.Array, step_BE: jax.Array
 ) -> jax.Array:
   """[B, 1]: how far to go, until the slope is at most half of what it was."""
-  wanted_B1 = jnp.einsum('BE,BE->B', task.wanted_BE, step_BE)[:, None]
+  wanted_B1 = _along(task, step_BE)[:, None]
 
   def slope(length_B1: jax.Array) -> jax.Array:
     r_BV = jnp.clip(score_BV + length_B1 * step_BV, task.low_B1, task.high_B1)

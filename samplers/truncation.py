@@ -16,6 +16,9 @@ from samplers import threshold
 
 # Below this temperature a row is greedy: dividing by less overflows float32.
 GREEDY_BELOW = 1e-5
+# Above it all is uniform. XLA divides by way of the inverse, which a larger one
+# would not have in float32, so that -inf became NaN.
+_HOTTEST = 1e37
 
 
 @knobs.register
@@ -36,14 +39,18 @@ class Temperature:
       lambda t: (t >= 0) & (t < float('inf')),
     )
 
+  def is_greedy(self) -> jax.Array:
+    """[B, 1] or [1, 1]."""
+    return knobs.column(self.temperature) < GREEDY_BELOW
+
   def __call__(self, logits_BV: jax.Array) -> jax.Array:
     logits_BV = logits_BV.astype(jnp.float32)
-    temperature_B1 = knobs.column(self.temperature)
-    greedy_B1 = temperature_B1 < GREEDY_BELOW
-    divisor_B1 = jnp.where(greedy_B1, 1.0, temperature_B1)
+    greedy_B1 = self.is_greedy()
+    divisor_B1 = jnp.minimum(knobs.column(self.temperature), _HOTTEST)
+    divisor_B1 = jnp.where(greedy_B1, 1.0, divisor_B1)
     max_B1 = jnp.max(logits_BV, axis=1, keepdims=True)
-    # Two huge logits must not become infinite and thereby equal.
-    overflows_B1 = jnp.isfinite(max_B1) & (max_B1 / divisor_B1 == jnp.inf)
+    # Huge logits must not become infinite, and thereby equal or dropped.
+    overflows_B1 = jnp.isfinite(max_B1) & jnp.isinf(max_B1 / divisor_B1)
     shifted_BV = logits_BV - jnp.where(overflows_B1, max_B1, 0.0)
     # The argmax is several times the cost of the division.
     return jax.lax.cond(
@@ -62,6 +69,8 @@ class TopK:
 
   k: knobs.Number = 0
   min_keep: knobs.Number | None = None
+
+  truncates = True
 
   def __post_init__(self) -> None:
     knobs.settle(
@@ -96,6 +105,8 @@ class TopP:
 
   p: knobs.Number = 1.0
   min_keep: knobs.Number | None = None
+
+  truncates = True
 
   def __post_init__(self) -> None:
     knobs.settle(
@@ -132,6 +143,8 @@ class MinP:
   m: knobs.Number = 0.0
   min_keep: knobs.Number | None = None
 
+  truncates = True
+
   def __post_init__(self) -> None:
     knobs.settle(
       self,
@@ -163,6 +176,8 @@ class TopNSigma:
 
   n: knobs.Number = 0.0
   min_keep: knobs.Number | None = None
+
+  truncates = True
 
   def __post_init__(self) -> None:
     knobs.settle(

@@ -29,6 +29,8 @@ class Xtc:
   threshold: knobs.Number = 0.1
   exempt: knobs.Ids = ()
 
+  truncates = True
+
   def __post_init__(self) -> None:
     for field in ('probability', 'threshold'):
       knobs.settle(

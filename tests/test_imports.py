@@ -85,7 +85,7 @@ MAY_IMPORT = {
 # They parse flags and put the packages together; nobody imports them.
 SCRIPTS = {f'{name}.py' for name in ENTRY_POINTS} | {
   f'bounds/{name}.py' for name in ('__main__', 'kgram', 'verify')
-} | {'evals/events.py', 'samplers/key_store.py'}
+} | {'evals/events.py', 'samplers/key_store.py', 'samplers/ngram_store.py'}
 FREE = ('bench', 'tests')
 BANNED = ('tensorflow', 'clu', 'chex')
 BAD_NAMES = ('utils', 'util', 'common', 'core', 'lib', 'helpers', 'misc')

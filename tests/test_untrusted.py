@@ -15,7 +15,7 @@ from configs import base
 from configs import predictor
 from data import record_files
 from data import sources
-from samplers import ngram_store
+from samplers import ngram_tables
 from tests import test_imports
 from training import checkpoint
 from training import manifest
@@ -169,7 +169,7 @@ def test_arrays_of_objects_are_not_unpickled(tmp_path, marker):
   trap = np.array([Trap(marker)], dtype=object)
   np.savez(store, allow_pickle=True, contexts_first_M=trap)
   with pytest.raises(ValueError, match='is no n-gram store'):
-    ngram_store.load(store, 260)
+    ngram_tables.load(store, ngram_tables.Vocabulary(260, ''))
 
 
 def test_dataset_may_not_name_a_module_to_import(tmp_path, monkeypatch, marker):

@@ -8,6 +8,7 @@ import pytest
 from absl import flags
 
 from bench import diversity
+from configs import corpora
 from configs import restore
 from data import codec
 from tests.models import small_lm
@@ -16,13 +17,22 @@ MODEL = small_lm.lm.ByteLM(**small_lm.SIZES)
 TEXT = b'for i in a\nfor k in b\nfor x of c\nif a b\nif b c\nif c d\nif c e\n'
 
 
+class Corpus(list):
+  """Documents with names."""
+
+  names = ('a',)
+
+
+def data_of(text):
+  corpus = Corpus([np.frombuffer(text, np.uint8)])
+  return types.SimpleNamespace(
+    codec=codec.Bytes(), prepare=lambda: None, open=lambda split: corpus
+  )
+
+
 @pytest.fixture
 def run(monkeypatch, capsys, tmp_path):
-  documents = [np.frombuffer(TEXT, np.uint8)]
-  data = types.SimpleNamespace(
-    codec=codec.Bytes(), prepare=lambda: None, open=lambda split: documents
-  )
-  config = types.SimpleNamespace(model=MODEL, data=data)
+  config = types.SimpleNamespace(model=MODEL, data=data_of(TEXT))
   monkeypatch.setattr(
     restore,
     'restore',
@@ -59,6 +69,38 @@ def test_every_rule_is_in_the_table_and_the_plot(run):
   assert all(f'>{name}</text>' in picture for name in names)
 
 
+def test_any_corpus_will_do(run, monkeypatch, tmp_path):
+  lines = b'one a\none b\none c\n'
+  (tmp_path / 'x.txt').write_bytes(2 * lines)
+  out, text = run(files=f'{tmp_path}/*.txt', risks=['1'], bat_ids=0)
+  facts = json.loads(out.read_text())
+  assert (facts['contexts'], facts['lines']) == (1, 6)
+  assert facts['corpus'] == f"files '{tmp_path}/*.txt'"
+  assert '1 contexts of files' in text and 'bat(eta)' not in facts['rules']
+  out, _ = run(
+    files=f'{tmp_path}/*.txt', max_bytes=len(lines), risks=['1'], bat_ids=0
+  )
+  assert json.loads(out.read_text())['lines'] == 3
+  other = types.SimpleNamespace(data=data_of(3 * lines))
+  monkeypatch.setattr(corpora.base, 'load', {'other.py': other}.__getitem__)
+  out, text = run(config='other.py', risks=['1'], bat_ids=0)
+  assert json.loads(out.read_text())['lines'] == 9
+  assert "1 contexts of split 'test' of other.py" in text
+
+
+def test_bat_looks_at_all_bytes(run, monkeypatch):
+  seen = []
+
+  def rules(basis_VC, laws, *, ids):
+    seen.append(ids)
+    return {}
+
+  monkeypatch.setattr(diversity.bat_thresholds, 'rules', rules)
+  run()
+  run(bat_ids=7)
+  assert seen == [260, 7]
+
+
 @pytest.mark.slow
 def test_samples_of_every_rule_that_draws(run, monkeypatch):
   monkeypatch.setattr(diversity.quality, 'PROMPT_BYTES', 8)
@@ -75,6 +117,7 @@ def test_samples_of_every_rule_that_draws(run, monkeypatch):
     ({'risks': ['1', 'x']}, '--risks=1,x must be numbers above 0'),
     ({'risks': ['0']}, '--risks=0 must be numbers above 0'),
     ({'checkpoint': None}, '--checkpoint is missing'),
+    ({'files': '*', 'config': 'x.py'}, '--files and --config exclude each'),
     ({'judge': 'runs/x'}, '--judge=runs/x has nothing to score'),
   ],
 )

@@ -10,6 +10,7 @@ from configs import restore
 from data import codec
 from evals import diversity
 from samplers import bat
+from samplers import mirostat
 from samplers import truncation
 from tests.models import small_lm
 
@@ -51,7 +52,10 @@ def test_the_rule_that_draws_is_that_of_the_table():
   (rule,) = quality.sampler(RUN, 'bat(eta)', match(0.03)).rules
   assert isinstance(rule, bat.Bat) and rule.eta == pytest.approx(0.03)
   assert rule.basis_VC.shape[0] == 260
-  assert quality.sampler(RUN, 'adaptive', match(0.1)) is None
+  (rule,) = quality.sampler(RUN, 'mirostat', match(3.4)).rules
+  assert isinstance(rule, mirostat.Mirostat) and rule.target == 3.4
+  for name, knob in (('adaptive', 0.1), ('eta', 1.5), ('bat(eta)', 23.0)):
+    assert quality.sampler(RUN, name, match(knob)) is None
 
 
 def test_rows_of_the_split_and_of_every_rule():

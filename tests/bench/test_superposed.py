@@ -12,7 +12,7 @@ from bench import superposed
 from configs import restore
 from data import codec
 from samplers import chain
-from samplers import ngram_store
+from samplers import ngram_tables
 from samplers import superposed as superposed_lib
 from tests.evals import test_sample_quality
 from tests.models import small_lm
@@ -29,7 +29,7 @@ def contest():
   )
   return superposed.Contest(
     restore.Run(config, small_lm.draw(MODEL), 7),
-    ngram_store.build([codec.encode(text)]),
+    ngram_tables.build([codec.encode(text)]),
     superposed_lib.Superposed(drafts=2),
     3,
     chain.parse('top_k(1)'),

@@ -191,7 +191,7 @@ def test_file_comes_back_byte_for_byte(kind, source, imported, run, tmp_path):
     ['--sampler=temperature(0.7)|top_p(0.9)|min_p(0.05)'],
     ['--beams=3'],
     ['--contrastive=0.2'],
-    ['--superposed=2', '--ngrams={tmp}/ngrams'],
+    ['--superposed=2', '--ngrams={tmp}/ngrams.npz'],
     ['--draft={run}'],
     ['--trace={tmp}/trace.json'],
   ],

@@ -1,6 +1,7 @@
 """Diversity and risk: counted by hand, and by the rules that draw."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -10,6 +11,7 @@ from evals import diversity
 from evals import support_trie
 from samplers import bat
 from samplers import chain
+from samplers import history
 from samplers import support
 
 rng = np.random.default_rng(0)
@@ -25,12 +27,17 @@ KNOBS = {
   'eta': (0.9, 0.2, 0.01),
   'top_n_sigma': (0.3, 1.5, 3.0),
   'top_h': (0.1, 0.6, 0.95),
+  'top_h_of_100': (0.1, 0.6, 0.95),
+  'mirostat': (0.8, 1.9, 3.5),
 }
 
 
 @jax.jit
 def transform(sampler, logits_NV):
-  return sampler.transform(None, logits_NV, ())
+  count, size = logits_NV.shape
+  past_NT, lengths_N = jnp.zeros((count, 1), int), jnp.ones(count, int)
+  memory = sampler.init(history.Prompt(past_NT, lengths_N, 1, size))
+  return sampler.transform(None, logits_NV, memory)
 
 
 @pytest.mark.parametrize('name', KNOBS)
@@ -78,6 +85,22 @@ def test_count_of_bat_is_that_of_the_rule_that_keeps():
   np.testing.assert_allclose(
     plain['bat(eta)'].critical_NV, RULES['eta'].critical_NV
   )
+
+
+def test_top_h_of_100_looks_at_a_hundred():
+  laws = diversity.sort(rng.normal(size=(3, 300)).astype(np.float32))
+  rule = diversity.rules(laws)['top_h_of_100']
+  assert diversity.kept(rule, 0.999).max() < 100
+  # There the rule is off.
+  np.testing.assert_array_equal(diversity.kept(rule, 1.0), 300)
+
+
+def test_mirostat_is_epsilon_of_its_first_step():
+  mirostat, epsilon = RULES['mirostat'], RULES['epsilon']
+  for tau in (0.8, 1.9, 3.5):
+    np.testing.assert_array_equal(
+      diversity.kept(mirostat, tau), diversity.kept(epsilon, 4.0**-tau)
+    )
 
 
 def test_recall_and_risk_of_a_hand_made_case():

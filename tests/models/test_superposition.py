@@ -12,7 +12,7 @@ from models import lm
 from models import ngrams
 from models import superposition
 from samplers import loop
-from samplers import ngram_store
+from samplers import ngram_tables
 from samplers import superposed
 from tests.models import small_lm
 from tests.models import test_byte_latent as latent
@@ -128,7 +128,7 @@ def test_one_draft_of_a_patched_model_is_greedy():
     params,
     state,
     (jnp.asarray(ids_BT), jnp.asarray(lengths_B)),
-    ngram_store.build([np.array([99, 98])]),
+    ngram_tables.build([np.array([99, 98])]),
     superposed.Superposed(drafts=1, alpha=0.0, temperature=1.0, reset=4),
     num_tokens=count,
   )

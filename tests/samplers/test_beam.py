@@ -103,3 +103,41 @@ def test_bad_input_is_named():
     search([[1]], 0, 3)
   with pytest.raises(ValueError, match=r'row 0: the logits after 0 .* are NaN'):
     search([[1]], 2, 3, table=np.full_like(toy.TABLE, np.nan))
+  for power in (np.nan, np.inf):
+    with pytest.raises(ValueError, match=f'length_power={power} of beams must'):
+      search([[1]], 2, 3, length_power=power)
+
+
+@pytest.mark.parametrize(
+  'value, words', [(np.nan, 'are NaN'), (-np.inf, 'are all -inf')]
+)
+def test_logits_that_become_no_law_are_named(value, words):
+  prompts, stops = [[2], [1, 4]], (6,)
+  ids = shown(search(prompts, 1, 6, stop_ids=stops), 1)[0]
+  assert len(ids) > 3
+  table = toy.TABLE.copy()
+  table[toy.hash_of([1, 4, *ids[:3]])] = value
+  with pytest.raises(ValueError, match=f'row 1: the logits after 3 .* {words}'):
+    search(prompts, 1, 6, table=table, stop_ids=stops)
+
+
+def test_bad_logits_are_named_only_where_a_row_alone_asks_for_them():
+  """The rows of a batch go on until all are done."""
+  prompts, fields = [[2], [1, 4]], {'length_power': 0.0, 'stop_ids': (6,)}
+  harmless = 0
+  for place in range(toy.STATES):
+    table = toy.TABLE.copy()
+    table[place] = np.nan
+
+    def found(prompts, table=table):
+      try:
+        made = search(prompts, 2, 8, table=table, **fields)
+      except ValueError:
+        return ['bad']
+      return [shown(made, row)[0] for row in range(len(prompts))]
+
+    alone = [found([prompt])[0] for prompt in prompts]
+    together = found(prompts)
+    assert together == (['bad'] if 'bad' in alone else alone)
+    harmless += 'bad' not in alone
+  assert 0 < harmless < toy.STATES

@@ -10,6 +10,10 @@ from scipy import special
 from scipy import stats
 
 from samplers import chain
+from samplers import entropy
+from samplers import history
+from samplers import mirostat
+from samplers import presets
 from samplers import truncation
 
 DRAWS = 40_000
@@ -71,13 +75,72 @@ def test_chain_without_rules_is_a_plain_draw():
   assert_follows(draw(chain.Chain(), LOGITS_V), softmax(LOGITS_V))
 
 
-@pytest.mark.parametrize(
-  'text', ['greedy', 'top_p(0.3)|temperature(0)', 'temperature(0)|top_k(3)']
+_TRUNCATIONS = (
+  'top_k(3)',
+  'top_p(0.3)',
+  'min_p(1)',
+  'top_n_sigma(0.01)',
+  'top_h(0.1)',
+  'top_h_of_100(0.1)',
+  'epsilon(0.9)',
+  'eta(0.9)',
+  # Those that may drop the best.
+  'typical(0.2)',
+  'xtc(1)',
+  'typical(0.2)|xtc(1)|top_k(2)',
+  'temperature(0.5)|typical(0.2)',
 )
-def test_zero_temperature_anywhere_is_greedy(text):
-  logits_V = np.array([0.0, 5.0, 5.0, 4.9], np.float32)
-  token_B = draw(chain.parse(text), logits_V, count=500)
-  np.testing.assert_array_equal(token_B, 1)
+
+
+@pytest.mark.parametrize('rest', ['', *_TRUNCATIONS])
+def test_zero_temperature_anywhere_is_greedy(rest):
+  logits_V = np.array([0.0, 5.0, 5.0, 4.9, 4.8, 4.8, 4.8], np.float32)
+  for text in (f'{rest}|temperature(0)', f'temperature(0)|{rest}'):
+    token_B = draw(chain.parse(text.strip('|')), logits_V, count=50)
+    np.testing.assert_array_equal(token_B, 1)
+
+
+def test_every_truncation_says_so():
+  # All others change what greedy rows are to choose.
+  others = {'temperature', 'repetition', 'frequency', 'presence', 'dry', 'bias'}
+  others |= {'allow', 'deny', 'min_length', 'max_length'}
+  for name, rule in presets.RULES.items():
+    assert getattr(rule, 'truncates', False) == (name not in others)
+
+
+def test_mirostat_leaves_greedy_rows_alone():
+  logits_BV = jnp.array([[0.0, 5.0, 4.9, 4.8]] * 2)
+  sampler = chain.Chain(
+    (
+      entropy.Typical(0.2),
+      mirostat.Mirostat(0.1),
+      truncation.Temperature(np.array([0.0, 1.0])),
+    )
+  )
+  lengths_B = jnp.ones(2, jnp.int32)
+  memory = sampler.init(
+    history.Prompt(lengths_B[:, None], lengths_B, 1, logits_BV.shape[1])
+  )
+  keys_B = jax.random.split(jax.random.key(0), 2)
+  result_BV = sampler.transform(keys_B, logits_BV, memory)
+  np.testing.assert_array_equal(np.argmax(result_BV, axis=1), [1, 2])
+
+
+def test_greedy_rows_keep_penalties_and_constraints():
+  logits_V = np.array([0.0, 5.0, 4.9, 4.8], np.float32)
+  sampler = chain.parse('deny(1)|typical(0.2)|bias(2:-1)|temperature(0)')
+  np.testing.assert_array_equal(draw(sampler, logits_V, count=9), 3)
+
+
+def test_greedy_and_drawn_rows_share_a_batch():
+  logits_V = np.array([0.0, 5.0, 4.9, 4.8], np.float32)
+  rules = (
+    entropy.Typical(0.2),
+    truncation.Temperature(np.tile([0.0, 1.0], 30)),
+  )
+  token_B = draw(chain.Chain(rules), logits_V, count=60)
+  np.testing.assert_array_equal(token_B[::2], 1)
+  np.testing.assert_array_equal(token_B[1::2], 2)
 
 
 def test_each_row_has_its_own_knobs():
@@ -141,6 +204,10 @@ def test_parse_reads_rules_in_order():
     ('top_k()', 'needs one number in brackets'),
     ('top_p(much)', 'needs one number in brackets'),
     ('top_p(0.1,0.2)', 'needs one number in brackets'),
+    ('top_p(0.9, p=0.5)', 'gives p twice; drop one'),
+    ('xtc(0.9, exempt=3, exempt=4)', 'gives exempt twice; drop one'),
+    ('max_length(40)', r'=40 needs end, .* write max_length\(40, end=2\)'),
+    ('min_length(40)', r'=40 needs ids, .* write min_length\(40, ids=2\)'),
     ('greedy(3)', "'greedy' takes no number"),
     ('top_p(1.5)', r'p=1.5 must lie in \(0, 1\]'),
     ('top_k(2.5)', 'k=2.5 must be a whole number'),

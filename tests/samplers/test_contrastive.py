@@ -51,18 +51,20 @@ def search(
   return state
 
 
-def reference(prompt, alpha, candidates, stop_ids):
+def reference(prompt, alpha, candidates, stop_ids, table=toy.TABLE):
   ids = list(prompt)
   unit = HIDDEN / np.linalg.norm(HIDDEN, axis=1, keepdims=True)
   while len(ids) < len(prompt) + toy.CAPACITY:
-    p_V = special.softmax(toy.TABLE[toy.hash_of(ids)].astype(np.float64))
+    logits_V = table[toy.hash_of(ids)].astype(np.float64)
+    p_V = special.softmax(logits_V)
     past = [unit[toy.hash_of(ids[: n + 1])] for n in range(len(ids))]
 
     def score(token, p_V=p_V, past=past):
       near = max(unit[toy.hash_of([*ids, token])] @ h for h in past)
       return (1 - alpha) * p_V[token] - alpha * near
 
-    ids.append(int(max(np.argsort(-p_V)[:candidates], key=score)))
+    best = [n for n in np.argsort(-p_V)[:candidates] if logits_V[n] > -np.inf]
+    ids.append(int(max(best, key=score)))
     if ids[-1] in stop_ids:
       break
   return ids[len(prompt) :]
@@ -99,13 +101,29 @@ def test_hidden_states_are_those_that_the_head_reads():
   np.testing.assert_array_equal(cache.length_B, 5)
 
 
-def test_a_row_without_a_law_fails_and_says_so():
+@pytest.mark.parametrize('candidates', [4, 99])
+def test_impossible_tokens_are_never_taken(candidates):
+  # Mostly fewer than four are possible.
+  rng = np.random.default_rng(3)
+  table = np.where(rng.random(toy.TABLE.shape) < 0.8, -np.inf, toy.TABLE)
+  table = table.astype(np.float32)
+  table[:, 5] = toy.TABLE[:, 5]
+  state = search(toy.PROMPTS, 1.0, candidates, table=table)
+  expected = [reference(p, 1.0, candidates, (), table) for p in toy.PROMPTS]
+  assert toy.rows_of(state) == expected
+
+
+@pytest.mark.parametrize(
+  'value, words',
+  [(np.nan, 'are NaN'), (-np.inf, 'are all -inf'), (np.inf, 'reach inf')],
+)
+def test_a_row_without_a_law_fails_and_says_so(value, words):
   table = toy.TABLE.copy()
   made = toy.greedy_reference(toy.PROMPTS[0], 3)
-  table[toy.hash_of(toy.PROMPTS[0] + made)] = np.nan
+  table[toy.hash_of(toy.PROMPTS[0] + made)] = value
   state = search(toy.PROMPTS[:1], 0.0, 4, table=table)
   assert toy.rows_of(state) == [made]
-  with pytest.raises(ValueError, match=r'row 0: .* 3 generated tokens are NaN'):
+  with pytest.raises(ValueError, match=f'row 0: .* 3 generated tokens {words}'):
     loop.check(state)
 
 

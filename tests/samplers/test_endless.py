@@ -14,7 +14,7 @@ from models import masks
 from models import superposition
 from samplers import chain
 from samplers import engines
-from samplers import ngram_store
+from samplers import ngram_tables
 from samplers import superposed
 from tests.models import small_lm
 from tests.samplers import test_loop as toy
@@ -129,7 +129,7 @@ def test_one_superposed_draft_is_greedy_without_a_cache():
     ring,
     superposed.Mixer(*superposition.mixing(MODEL)),
     plan(),
-    ngram_store.build([np.array([99, 98])]),
+    ngram_tables.build([np.array([99, 98])]),
     superposed.Superposed(drafts=1, alpha=0.0, temperature=1.0, reset=None),
     shown=1,
   )

@@ -280,3 +280,41 @@ def test_cached_decoding_equals_the_full_forward(mask):
   for row, prompt in enumerate(prompts):
     span = slice(len(prompt) - 1, lengths_B[row] - 1)
     assert made[row] == predicted_BT[row, span].tolist()
+
+
+class Held(NamedTuple):
+  """The toy's cache, and rows whose logits come with a later step."""
+
+  inner: Cache
+  waiting_B: jax.Array
+
+
+def test_a_row_that_waits_is_not_stopped_by_the_id_of_padding():
+  """Every other token of a row is answered one step later."""
+
+  def late(table, ids_BT, documents_BT, cache):
+    logits_BTV, inner = step(table, ids_BT, documents_BT, cache.inner)
+    real_B = documents_BT[:, -1] > 0
+    logits_BTV = jnp.where(
+      cache.waiting_B[:, None, None],
+      table[inner.hash_B][:, None],
+      logits_BTV,
+    )
+    waiting_B = real_B & (inner.length_B % 2 == 0)
+    return logits_BTV, Held(inner, waiting_B)
+
+  made = {}
+  for stop_ids in ((), (0,)):
+    state = loop.prefill(
+      step, TABLE, empty(4), *padded(PROMPTS), keys_for(4), capacity=CAPACITY
+    )
+    state = state._replace(cache=Held(state.cache, jnp.zeros(4, bool)))
+    state = loop.decode(
+      late, TABLE, state, GREEDY, num_steps=CAPACITY, stop_ids=stop_ids
+    )
+    made[stop_ids] = rows_of(state)
+  whole = [
+    ids[: ids.index(0) + 1] if 0 in ids else ids for ids in made[()]
+  ]
+  assert max(map(len, whole)) > 2
+  assert made[(0,)] == whole

@@ -165,6 +165,29 @@ def test_dry_equals_brute_force(window, breakers, allowed):
   assert punished > 5
 
 
+def test_dry_of_long_repeats_is_capped_and_still_off_at_zero():
+  # 1.75 to the power of 159 is more than float32 holds.
+  prompt_BT = np.full((3, 400), 3, np.int32)
+  multipliers_B = np.array([0.0, 1e-37, 0.8], np.float32)
+  logits_BV = np.tile(np.arange(V, dtype=np.float32), (3, 1))
+  logits_BV[:, 0], logits_BV[:, 5] = -0.0, -np.inf
+  none_BN = np.zeros((3, 1), np.int32)
+  result_BV = np.asarray(
+    run(
+      dry.Dry(multipliers_B),
+      *(prompt_BT, np.full(3, 400, np.int32), none_BN, none_BN > 0),
+      logits_BV,
+    )
+  )
+  expected_BV = logits_BV.copy()
+  most = np.finfo(np.float32).max
+  expected_BV[:, 3] -= np.minimum(multipliers_B * most, most)
+  np.testing.assert_array_equal(
+    result_BV[0].view(np.uint32), logits_BV[0].view(np.uint32)
+  )
+  np.testing.assert_allclose(result_BV, expected_BV, rtol=1e-6)
+
+
 def test_mirostat_holds_the_surprise_at_its_target():
   count, steps = 64, 400
   rng = np.random.default_rng(0)

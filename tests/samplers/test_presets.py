@@ -117,6 +117,76 @@ def test_bad_text_is_named(text, words):
   assert '\n' not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+  'make, words',
+  [
+    (lambda: constraints.MaxLength(40), 'max_length=40 needs end, which ends'),
+    (
+      lambda: constraints.MaxLength(np.array([0, 7]), np.array([-1, -1])),
+      'max_length=7 needs end',
+    ),
+    (
+      lambda: constraints.MaxLength(np.array([0, 7, 8]), np.array([4, 4, -1])),
+      'max_length=8 needs end',
+    ),
+    (lambda: constraints.MinLength(40), 'min_length=40 needs ids, which ends'),
+    (
+      lambda: constraints.MinLength(9, np.array([[3, -1], [-1, -1]])),
+      'min_length=9 needs ids',
+    ),
+    (
+      lambda: chain.Chain(
+        (
+          constraints.MinLength(np.ones(2), (2,)),
+          constraints.MaxLength(np.ones(3) * 9, 2),
+        )
+      ),
+      'min_length has 2 rows and max_length 3',
+    ),
+    (
+      lambda: chain.parse(
+        'min_length(9, ids=2)|min_length(3, ids=2)|max_length(7, end=2)'
+      ),
+      'min_length=9 contradicts max_length=7',
+    ),
+    (
+      lambda: chain.Chain(
+        (
+          constraints.Allow(np.array([[3, 4], [5, -1]])),
+          constraints.Deny(np.array([5])),
+        )
+      ),
+      r'leave no id of \[5\]',
+    ),
+  ],
+)
+def test_contradictions_are_named(make, words):
+  with pytest.raises(ValueError, match=words):
+    make()
+
+
+def test_lengths_that_are_off_need_no_id():
+  constraints.MinLength(np.zeros(3))
+  constraints.MaxLength(np.array([0, 7]), np.array([-1, 2]))
+  constraints.MinLength(np.array([0, 7]), np.array([[-1, -1], [2, -1]]))
+
+
+def test_presets_bring_their_windows_where_none_is_written():
+  text = 'repetition(1.1)|frequency(0.1, window=9)|presence(0.2, prompt=0)'
+  for preset, window in (('llama.cpp', 64), ('mlx', 20)):
+    assert set(chain.parse(f'{preset}: {text}').rules) == {
+      penalties.Repetition(1.1, window, True),
+      penalties.Frequency(0.1, 9, True),
+      penalties.Presence(0.2, window, False),
+    }
+  for rules in (chain.parse(text).rules, chain.parse(f'vllm: {text}').rules):
+    assert set(rules) == {
+      penalties.Repetition(1.1, 0, True),
+      penalties.Frequency(0.1, 9, False),
+      penalties.Presence(0.2, 0, False),
+    }
+
+
 def test_ids_are_checked_against_a_vocabulary():
   sampler = chain.parse('deny(0-3)|max_length(9, end=255)')
   constraints.check(sampler.rules, 256)

@@ -6,14 +6,20 @@ import types
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from absl.testing import flagsaver
 
 import sample
+from configs import corpora
 from configs import restore
 from data import codec
 from data import tokens
+from models import superposition
 from samplers import chain
+from samplers import engines
+from samplers import ngram_tables
+from samplers import superposed
 
 # Byte 16, where the second chunk begins, falls inside a character.
 TEXT = 'fifteen bytes, \u20ac and \u00e9t\u00e9 after'
@@ -157,8 +163,80 @@ def test_samples_differ_and_stay_when_more_are_asked_for(command):
 
 def test_sampler_of_the_checkpoint_is_the_default(command):
   flat = Speller(scale=0.0)
-  # Greedy takes the first of equal ids: padding, which is no text.
+  # Greedy takes the first of equal ids: the end, for padding is never drawn.
   assert command(flat, num_bytes=4)[0] == '\n'
+
+
+@dataclasses.dataclass(frozen=True)
+class Sure(Speller):
+  """Leaves one id possible."""
+
+  def apply(self, *arguments):
+    logits_BTV, cache = super().apply(*arguments)
+    return jnp.where(logits_BTV > 0, 0.0, -jnp.inf), cache
+
+
+def test_beams_that_no_text_was_found_for_are_left_out(command, tmp_path):
+  path = tmp_path / 'trace.json'
+  text, _, said = command(
+    Sure(), beams=3, num_samples=2, prompt=['', 'FIF'], num_bytes=4,
+    trace=str(path),
+  )  # fmt: skip
+  assert text == (
+    '--- prompt 1, sample 1\nfift\n--- prompt 2, sample 1\nFIFteen\n'
+  )
+  assert '2 of 4 texts are left out, for the search found no more' in said
+  assert len(json.loads(path.read_text())['samples']) == 2
+
+
+def test_a_search_that_finds_nothing_says_so():
+  none_B = jnp.zeros(2, bool)
+  seen = engines.Seen(None, None, None, none_B)
+  assert sample.find_missing(seen) == []
+  with pytest.raises(ValueError, match='found no text that its model'):
+    sample.find_missing(seen._replace(missing_B=~none_B))
+
+
+@dataclasses.dataclass(frozen=True)
+class Padded(Speller):
+  """Finds the ids that stand for nothing likeliest, and all others alike."""
+
+  def apply(self, *arguments):
+    logits_BTV, cache = super().apply(*arguments)
+    is_silent_V = jnp.isin(jnp.arange(codec.VOCABULARY), jnp.array([0, 1, 3]))
+    logits_BTV = jnp.where(is_silent_V[None, None], 9.0, 0.0 * logits_BTV)
+    return logits_BTV, cache
+
+
+@pytest.mark.parametrize('way', [{}, {'draft': 'runs/small'}])
+def test_ids_of_no_byte_are_never_made(command, way):
+  _, _, said = command(Padded(), num_bytes=9, sampler='deny(2)', **way)
+  assert said.startswith('9 bytes')
+
+
+def test_superposed_settings_reach_the_search(command, monkeypatch, tmp_path):
+  found = {}
+
+  def superposes(source, mixer, plan, store, rule, *, shown):
+    del source, mixer, plan, shown
+    found.update(rule=rule, store=store)
+    raise ValueError('enough')
+
+  monkeypatch.setattr(superposition, 'mixing', lambda model: (0, None))
+  monkeypatch.setattr(engines, 'superposes', superposes)
+  path = tmp_path / 'store.npz'
+  store = ngram_tables.build([codec.encode(SPELT)])
+  ngram_tables.save(path, store, corpora.vocabulary(codec.Bytes()))
+  with pytest.raises(ValueError, match='enough'):
+    command(
+      superposed=4, ngrams=str(path), reset=0,
+      superposed_rule='alpha=0.3, temperature=0.5,candidates=20,'
+      'weights=0.1 0.1 0.2 0.2 0.3',
+    )  # fmt: skip
+  assert found['rule'] == superposed.Superposed(
+    4, 0.3, 0.5, 20, (0.1, 0.1, 0.2, 0.2, 0.3), None
+  )
+  jax.tree.map(np.testing.assert_array_equal, found['store'], store)
 
 
 def test_text_that_fills_the_window_passes(command):
@@ -192,6 +270,36 @@ def test_text_that_fills_the_window_passes(command):
     (
       {'superposed': 2, 'ngrams': 'a.npz', 'num_bytes': 1},
       'Speller takes no embeddings in the place of ids',
+    ),
+    ({'draft_tokens': 2}, '--draft_tokens=2 says how --draft works, which is'),
+    ({'length_power': 2.0}, '--length_power=2.0 says how --beams works'),
+    ({'candidates': 4}, '--candidates=4 says how --contrastive works'),
+    ({'nest_rule': 'span=2'}, '--nest_rule=span=2 says how --nest works'),
+    ({'ngrams': 'a.npz'}, '--ngrams=a.npz says how --superposed works'),
+    ({'reset': 3, 'beams': 2}, '--reset=3 says how --superposed works'),
+    ({'superposed_rule': 'alpha=1'}, '--superposed_rule=.* says how --superp'),
+    ({'beams': 2, 'length_power': float('nan')}, 'length_power=nan of beams'),
+    ({'beams': 0}, '--beams=0 must be at least --num_samples=1'),
+    (
+      {'superposed': 2, 'ngrams': 'a.npz', 'superposed_rule': 'alfa=.5'},
+      "sample.py: 'alfa=.5' is no setting of superposed; did you mean 'alpha'"
+      '.* the names being alpha, temperature, candidates, weights',
+    ),
+    (
+      {'superposed': 2, 'ngrams': 'a.npz', 'superposed_rule': 'weights=1 x'},
+      "'weights=1 x' of superposed needs numbers with spaces between them, as",
+    ),
+    (
+      {'superposed': 2, 'ngrams': 'a.npz', 'superposed_rule': 'candidates=x'},
+      "'candidates=x' of superposed needs a whole number",
+    ),
+    (
+      {'superposed': 2, 'ngrams': 'a.npz', 'superposed_rule': 'alpha=2'},
+      'superposed alpha=2.0 must lie in',
+    ),
+    (
+      {'superposed': 2, 'ngrams': 'a.npz', 'superposed_rule': 'drafts=2'},
+      "'drafts=2' is no setting of superposed",
     ),
     ({'trace': 'a.html'}, '--trace=a.html must end in .json'),
     (

@@ -182,17 +182,22 @@ def test_rows_and_rounds_do_not_depend_on_each_other():
 
 
 def test_a_draft_without_a_law_costs_speed_only():
-  broken = np.full_like(toy.TABLE, np.nan)
-  state = run(toy.PROMPTS, toy.GREEDY, table=broken)
   expected = [toy.greedy_reference(p, toy.CAPACITY) for p in toy.PROMPTS]
-  assert toy.rows_of(state.target) == expected
+  for value in (np.nan, -np.inf):
+    broken = np.full_like(toy.TABLE, value)
+    state = run(toy.PROMPTS, toy.GREEDY, table=broken)
+    assert toy.rows_of(state.target) == expected
 
 
-def test_a_row_without_a_law_fails_and_says_so():
+@pytest.mark.parametrize(
+  'value, words',
+  [(np.nan, 'are NaN'), (-np.inf, 'are all -inf'), (np.inf, 'reach inf')],
+)
+def test_a_row_without_a_law_fails_and_says_so(value, words):
   table = toy.TABLE.copy()
   prompt = toy.PROMPTS[0]
   made = toy.greedy_reference(prompt, 3)
-  table[toy.hash_of(prompt + made)] = np.nan
+  table[toy.hash_of(prompt + made)] = value
   target = speculative.Model(toy.step, table)
   state = speculative.prefill(
     target,
@@ -206,7 +211,7 @@ def test_a_row_without_a_law_fails_and_says_so():
     target, target, state, toy.GREEDY, num_rounds=9, draft_tokens=5
   )
   assert toy.rows_of(state.target) == [made]
-  with pytest.raises(ValueError, match=r'row 0: .* 3 generated tokens are NaN'):
+  with pytest.raises(ValueError, match=f'row 0: .* 3 generated tokens {words}'):
     loop.check(state.target)
 
 

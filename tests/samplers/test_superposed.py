@@ -9,7 +9,7 @@ import pytest
 from scipy import special
 
 from samplers import loop
-from samplers import ngram_store
+from samplers import ngram_tables
 from samplers import superposed
 from tests.samplers import test_loop as toy
 
@@ -19,8 +19,8 @@ EMBED = rng.normal(size=(V, D)).astype(np.float32)
 HEAD = rng.normal(size=(D, V)).astype(np.float32)
 PARAMS = jnp.asarray(EMBED), jnp.asarray(HEAD)
 CORPUS = [rng.integers(1, V, 400)]
-STORE = ngram_store.build(CORPUS)
-EMPTY = ngram_store.build([np.array([99, 98])])
+STORE = ngram_tables.build(CORPUS)
+EMPTY = ngram_tables.build([np.array([99, 98])])
 PROMPTS = [[1, 4, 4, 2], [3]]
 
 
@@ -54,7 +54,9 @@ def mix(params, recent_BMC, ids_BM, weights_BM, cache):
 MIXER = superposed.Mixer(2, mix)
 
 
-def search(rule, store=STORE, num_tokens=6, stop_ids=()):
+def search(
+  rule, store=STORE, num_tokens=6, stop_ids=(), step=step, mixer=MIXER
+):
   ids_BT, lengths_B = toy.padded(PROMPTS)
   state = loop.prefill(
     step,
@@ -67,7 +69,7 @@ def search(rule, store=STORE, num_tokens=6, stop_ids=()):
   )
   return superposed.search(
     step,
-    MIXER,
+    mixer,
     PARAMS,
     state,
     (jnp.asarray(ids_BT), jnp.asarray(lengths_B)),
@@ -91,7 +93,7 @@ def read(sum_D, x_D):
 def shares(context, weights):
   """Of the n-grams, for every id, by counting."""
   ids, total_V = CORPUS[0].tolist(), np.zeros(V)
-  for order, weight in zip(ngram_store.ORDERS, weights, strict=True):
+  for order, weight in zip(ngram_tables.ORDERS, weights, strict=True):
     wanted = context[len(context) - order + 1 :]
     after = [
       ids[i + order - 1]
@@ -190,8 +192,83 @@ def test_after_a_reset_all_drafts_begin_alike():
     ({'temperature': 0.0}, 'temperature=0.0 be above 0'),
     ({'reset': 0}, 'reset=0 must be at least 1'),
     ({'weights': (0.5,)}, '1 weights for 5 orders'),
+    ({'weights': (0.5, 0, 0, 0, np.nan)}, 'weights=.* must be finite numbers'),
+    ({'candidates': 0}, 'candidates=0 no fewer'),
+    ({'temperature': 1e-39}, 'temperature=1e-39 be above 0'),
+    ({'temperature': np.inf}, 'temperature=inf be above 0 and finite'),
   ],
 )
 def test_bad_input_is_named(fields, words):
   with pytest.raises(ValueError, match=words):
     superposed.Superposed(**fields)
+
+
+@pytest.mark.parametrize('reset', [None, 2])
+@pytest.mark.parametrize('place', [0, 3])
+@pytest.mark.parametrize(
+  'value, words', [(np.nan, 'are NaN'), (-np.inf, 'are all -inf')]
+)
+def test_logits_that_are_no_law_are_named(reset, place, value, words):
+  """Of row 1, after so many tokens, whichever way they were read."""
+
+  def spoil(logits_BV, seen_B):
+    is_bad_B = (jnp.arange(2) == 1) & (seen_B == place)
+    return jnp.where(is_bad_B[:, None], value, logits_BV)
+
+  def counting(params, ids_BT, documents_BT, cache):
+    inner, seen_B = cache
+    logits_BTV, inner = step(params, ids_BT, documents_BT, inner)
+    # The prompts are not counted.
+    more_B = ids_BT.shape[1] if ids_BT.shape[1] < 4 else 0
+    seen_B += more_B
+    logits = [spoil(logits_BTV[:, t], seen_B) for t in range(ids_BT.shape[1])]
+    return jnp.stack(logits, axis=1), (inner, seen_B)
+
+  def counting_mix(params, recent_BMC, ids_BM, weights_BM, cache):
+    inner, seen_B = cache
+    logits_BV, inner = mix(params, recent_BMC, ids_BM, weights_BM, inner)
+    return spoil(logits_BV, seen_B + 1), (inner, seen_B + 1)
+
+  ids_BT, lengths_B = toy.padded(PROMPTS)
+  state = loop.prefill(
+    counting, PARAMS, (Cache(jnp.zeros((2, D))), jnp.zeros(2, int)), ids_BT,
+    lengths_B, toy.keys_for(2), capacity=6,
+  )  # fmt: skip
+  with pytest.raises(
+    ValueError, match=f'row 1: the logits after {place} .* {words}'
+  ):
+    superposed.search(
+      counting,
+      superposed.Mixer(2, counting_mix),
+      PARAMS,
+      state,
+      (jnp.asarray(ids_BT), jnp.asarray(lengths_B)),
+      STORE,
+      superposed.Superposed(temperature=1.0, reset=reset),
+      num_tokens=6,
+    )
+
+
+def test_no_temperature_overflows():
+  found = search(superposed.Superposed(temperature=1e-37, alpha=0.0))
+  assert np.isfinite(found.score_BM[:, 0]).all()
+  assert not np.isnan(found.score_BM).any()
+
+
+@pytest.mark.parametrize('has_ends', [True, False])
+def test_short_documents_make_drafts_end(has_ends):
+  """Without the id that ends them known n-grams go on for ever."""
+  stop = 7
+  corpus = [np.array([1, 4, 4, 2, 5, 6, 5, 6]), np.array([3, 8, 6, 8, 6])]
+  if has_ends:
+    corpus = [np.append(ids, stop) for ids in corpus]
+  rule = superposed.Superposed(drafts=2, temperature=5.0, candidates=V)
+  found = search(rule, ngram_tables.build(corpus), 8, stop_ids=(stop,))
+  for row in range(2):
+    is_text = np.isfinite(found.score_BM[row])
+    named = zip(texts(found, row), is_text, strict=True)
+    made = [ids for ids, is_one in named if is_one]
+    assert made
+    assert all(stop not in ids[:-1] for ids in made)
+    assert (made[0][-1] == stop) == has_ends
+    assert has_ends or all(stop not in ids for ids in made)

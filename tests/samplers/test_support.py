@@ -167,6 +167,17 @@ def test_certified_ids_of_a_bottleneck_are_in_the_true_support():
   assert below > 10, (decided, below)
 
 
+def test_every_product_is_of_full_float32():
+  # An accelerator would round the factors, and prove what is not so.
+  rng = np.random.default_rng(0)
+  basis_VC = support.columns(rng.normal(size=(50, 9)), 6)
+  program = decide.lower(basis_VC, *questions(0, 'text', 50, 2)).as_text()
+  products = [line for line in program.splitlines() if 'dot_general' in line]
+  assert len(products) > 10
+  for line in products:
+    assert 'precision = [HIGHEST, HIGHEST]' in line, line
+
+
 def test_output_layer_must_be_finite():
   with pytest.raises(ValueError, match=r'output layer of shape .* finite'):
     support.columns(np.full((4, 2), np.nan), 2)

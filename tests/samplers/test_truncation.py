@@ -170,6 +170,18 @@ def test_temperature_divides():
   )
 
 
+def test_low_temperature_keeps_the_order_of_huge_logits():
+  logits_BV = np.array(
+    [[-3.4e38, -2e38, -3e38], [3e38, 2.5e38, -3e38]], np.float32
+  )
+  result_BV = np.asarray(apply(truncation.Temperature(0.5), logits_BV))
+  np.testing.assert_allclose(
+    result_BV,
+    [[-2.8e38, 0.0, -2e38], [0.0, -1e38, -np.inf]],
+    rtol=1e-5,
+  )
+
+
 def test_zero_temperature_keeps_the_first_argmax_only():
   logits_BV = np.array([[0.0, 2.0, 1.0, 2.0], [0.0, 2.0, 1.0, 2.0]], np.float32)
   result_BV = apply(truncation.Temperature(jnp.array([0.0, 2.0])), logits_BV)
