@@ -283,11 +283,18 @@ def _judge(
       f'bat has a basis of {len(basis_VC)} ids for logits of {p_BV.shape[1]};'
       ' attach the output layer of this model'
     )
-  geometry = support.whiten(jnp.asarray(basis_VC), p_BV)
+  # XLA multiplies a single matrix in another order than several.
+  times = 2 if len(p_BV) == 1 else 1
+  geometry = support.whiten(
+    jnp.asarray(basis_VC), jnp.repeat(p_BV, times, axis=0)
+  )
 
   def accepts(id_B: jax.Array, active_B: jax.Array) -> jax.Array:
-    status_B = support.decide(geometry, id_B, t_B1, active_B)
-    return status_B != support.REJECTED
+    status_B = support.decide(
+      geometry,
+      *(jnp.repeat(x, times, axis=0) for x in (id_B, t_B1, active_B)),
+    )
+    return status_B[: len(id_B)] != support.REJECTED
 
   return accepts
 

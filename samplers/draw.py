@@ -7,6 +7,8 @@ two uniform numbers per row, where Gumbel noise needs one per id.
 import jax
 import jax.numpy as jnp
 
+from samplers import sums
+
 
 def draw(keys_B: jax.Array, logits_BV: jax.Array) -> jax.Array:
   """One int32 id per row, id 0 for a row of nothing but -inf.
@@ -19,7 +21,7 @@ def draw(keys_B: jax.Array, logits_BV: jax.Array) -> jax.Array:
   weights_BV = jnp.pad(weights_BV, ((0, 0), (0, -num_ids % size)))
   weights_BGS = weights_BV.reshape(len(weights_BV), -1, size)
   uniform_B2 = jax.vmap(lambda key: jax.random.uniform(key, (2,)))(keys_B)
-  block_B = _invert(jnp.sum(weights_BGS, axis=2), uniform_B2[:, :1])
+  block_B = _invert(sums.last(weights_BGS), uniform_B2[:, :1])
   weights_BS = jnp.take_along_axis(weights_BGS, block_B[:, None, None], axis=1)[
     :, 0
   ]

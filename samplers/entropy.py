@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from samplers import knobs
+from samplers import sums
 from samplers import threshold
 from samplers import truncation
 
@@ -31,12 +32,12 @@ def law(logits_BV: jax.Array) -> Law:
   max_B1 = jnp.max(logits_BV, axis=1, keepdims=True)
   shifted_BV = logits_BV - jnp.where(max_B1 == -jnp.inf, 0.0, max_B1)
   weights_BV = jnp.exp(shifted_BV)
-  total_B1 = jnp.sum(weights_BV, axis=1, keepdims=True)
+  total_B1 = sums.column(weights_BV)
   total_B1 = jnp.where(total_B1 > 0, total_B1, 1.0)
   p_BV = weights_BV / total_B1
   log_p_BV = shifted_BV - jnp.log(total_B1)
   terms_BV = jnp.where(p_BV > 0, -p_BV * log_p_BV, 0.0)
-  return Law(p_BV, log_p_BV, jnp.sum(terms_BV, axis=1, keepdims=True))
+  return Law(p_BV, log_p_BV, sums.column(terms_BV))
 
 
 @knobs.register
@@ -70,7 +71,7 @@ class Typical:
     p_BV, log_p_BV, entropy_B1 = law(logits_BV)
     nearness_BV = -jnp.abs(-log_p_BV - entropy_B1)
     is_off_B1 = mass_B1 >= 1.0
-    total_B1 = jnp.sum(p_BV, axis=1, keepdims=True)
+    total_B1 = sums.column(p_BV)
     budget_B1 = jnp.where(is_off_B1, jnp.inf, (1.0 - mass_B1) * total_B1)
     keep_BV = threshold.drop_lowest(nearness_BV, p_BV, budget_B1)
     keep_BV = truncation.with_best(keep_BV, nearness_BV, self.min_keep)
@@ -169,7 +170,7 @@ class TopH:
     )
     next_term_B1 = jnp.where(next_p_B1 > 0, -next_p_B1 * next_log_p_B1, 0.0)
     mass_B1, sum_B1 = (
-      jnp.sum(jnp.where(rest_BV, 0.0, x_BV), axis=1, keepdims=True)
+      sums.column(jnp.where(rest_BV, 0.0, x_BV))
       for x_BV in (p_BV, terms_BV)
     )
     one_fits_B1 = fits(mass_B1 + next_p_B1, sum_B1 + next_term_B1)

@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from samplers import sums
+
 # What `decide` found of an id.
 OPEN, REJECTED, CERTIFIED = 0, 1, 2
 
@@ -83,8 +85,10 @@ def columns(output_VD: np.ndarray | jax.Array, count: int) -> np.ndarray:
 
 def whiten(basis_VC: jax.Array, p_BV: jax.Array) -> Geometry:
   """The geometry of each law, for `decide`."""
-  mean_BC = jnp.einsum('BV,VC->BC', p_BV, basis_VC, precision='highest')
-  basis_BVC = basis_VC[None] - mean_BC[:, None]
+  basis_BVC = jnp.broadcast_to(basis_VC[None], (*p_BV.shape, basis_VC.shape[1]))
+  # As many products as rows: one for all would depend on how many they are.
+  mean_BC = jnp.einsum('BV,BVC->BC', p_BV, basis_BVC, precision='highest')
+  basis_BVC -= mean_BC[:, None]
   variance_BCC = jnp.einsum(
     'BVC,BVE->BCE', p_BV[:, :, None] * basis_BVC, basis_BVC, precision='highest'
   )
@@ -238,7 +242,7 @@ def _separates(
   """Is what r must reach in this direction more than any r can?"""
   wanted_B = _along(task, dual_BE)
   most_BV = jnp.maximum(task.low_B1 * score_BV, task.high_B1 * score_BV)
-  most_B = jnp.sum(task.p_BV * most_BV, axis=1)
+  most_B = sums.last(task.p_BV * most_BV)
   return most_B < (1 - _REACHED) * wanted_B
 
 
@@ -251,7 +255,7 @@ def _line_search(
   def slope(length_B1: jax.Array) -> jax.Array:
     r_BV = jnp.clip(score_BV + length_B1 * step_BV, task.low_B1, task.high_B1)
     return (
-      jnp.sum(task.p_BV * r_BV * step_BV, axis=1, keepdims=True) - wanted_B1
+      sums.column(task.p_BV * r_BV * step_BV) - wanted_B1
     )
 
   zero_B1 = jnp.zeros_like(wanted_B1)

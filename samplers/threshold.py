@@ -13,6 +13,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from samplers import sums
+
 # From the sums over a prefix, each [B, 1], to whether it fits.
 Fits = Callable[..., jax.Array]
 _Bounds = tuple[jax.Array, jax.Array]  # [B, 1] each, both included
@@ -41,8 +43,8 @@ def drop_lowest(
   near = _near(values_BV, keys_BV)
   weights_BGS = _blocks(weights_BV, 0)
   rows_B1 = jnp.arange(len(keys_BV))[:, None]
-  sums_BG = jnp.sum(weights_BGS, axis=2).at[rows_B1, near.index_BM].set(0)
-  far_B1 = jnp.sum(sums_BG, axis=1, keepdims=True)
+  sums_BG = sums.last(weights_BGS).at[rows_B1, near.index_BM].set(0)
+  far_B1 = sums.column(sums_BG)
   weights_BN = _gather(weights_BGS, near.index_BM)
   threshold_B1 = _dropped(near.keys_BN, weights_BN, budget_B1, far_B1)
   # All far ids are then below it, as the sum took them to be.
@@ -115,7 +117,7 @@ def ordered(values: jax.Array) -> jax.Array:
 
 
 def _sum(x_BV: jax.Array, keep_BV: jax.Array) -> jax.Array:
-  return jnp.sum(jnp.where(keep_BV, x_BV, 0), axis=1, keepdims=True)
+  return sums.column(jnp.where(keep_BV, x_BV, 0))
 
 
 def _dropped(
@@ -145,10 +147,10 @@ def _dropped_of_all(
   low_B11, high_B11 = low_B1[:, :, None], high_B1[:, :, None]
   is_open_BG = jnp.any((keys_BGS >= low_B11) & (keys_BGS < high_B11), axis=2)
   _, index_BM = jax.lax.top_k(is_open_BG.astype(jnp.float32), _NEAR)
-  below_BG = jnp.sum(jnp.where(keys_BGS < low_B11, weights_BGS, 0), axis=2)
+  below_BG = sums.last(jnp.where(keys_BGS < low_B11, weights_BGS, 0))
   rows_B1 = jnp.arange(len(keys_BV))[:, None]
   below_BG = below_BG.at[rows_B1, index_BM].set(0)
-  far_B1 = jnp.sum(below_BG, axis=1, keepdims=True)
+  far_B1 = sums.column(below_BG)
   keys_BN = _gather(keys_BGS, index_BM)
   weights_BN = _gather(weights_BGS, index_BM)
   threshold_B1 = _bisect(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from samplers import draw
 from samplers import knobs
+from samplers import sums
 from samplers import threshold
 
 # Below this temperature a row is greedy: dividing by less overflows float32.
@@ -123,7 +124,7 @@ class TopP:
     logits_BV = logits_BV.astype(jnp.float32)
     p_B1 = knobs.column(self.p)
     weights_BV = draw.weigh(logits_BV)
-    total_B1 = jnp.sum(weights_BV, axis=1, keepdims=True)
+    total_B1 = sums.column(weights_BV)
     # 1 - p = 0 would still drop tokens whose weight underflowed.
     is_off_B1 = p_B1 >= 1.0
     budget_B1 = jnp.where(is_off_B1, jnp.inf, (1.0 - p_B1) * total_B1)
@@ -200,9 +201,9 @@ class TopNSigma:
     widest_B1 = jnp.max(gaps_BV, axis=1, keepdims=True)
     gaps_BV /= jnp.where(widest_B1 > 0, widest_B1, 1.0)
     count_B1 = jnp.maximum(jnp.sum(finite_BV, axis=1, keepdims=True), 1)
-    mean_B1 = jnp.sum(gaps_BV, axis=1, keepdims=True) / count_B1
+    mean_B1 = sums.column(gaps_BV) / count_B1
     squares_BV = jnp.where(finite_BV, jnp.square(gaps_BV - mean_B1), 0.0)
-    sigma_B1 = jnp.sqrt(jnp.sum(squares_BV, axis=1, keepdims=True) / count_B1)
+    sigma_B1 = jnp.sqrt(sums.column(squares_BV) / count_B1)
     keep_BV = with_best(gaps_BV <= n_B1 * sigma_B1, logits_BV, self.min_keep)
     return jnp.where((n_B1 <= 0) | keep_BV, logits_BV, -jnp.inf)
 

@@ -6,6 +6,7 @@ With the compiler as a user has it, which sums a row in an order of its own
 choice: `test_invariance` runs it in a process of its own.
 """
 
+import functools
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -93,11 +94,34 @@ def differing(name: str, num_ids: int) -> Iterator[str]:
       yield f'{case}: a rule changes nothing'
 
 
+def at_edges(num_ids: int) -> Iterator[str]:
+  """A line per p, between two kept sets, at which the batch decides."""
+  logits_BV = logits(num_ids)['flat']
+  tail_BV = np.cumsum(np.sort(np.asarray(entropy.law(logits_BV).p_BV)), axis=1)
+  keep = jax.jit(lambda rule, x_BV: rule(x_BV) > -jnp.inf)
+  for place in np.linspace(0.4, 0.95, 20):
+    p_B = 1 - tail_BV[:, int(place * num_ids)]
+    alone_BV, few_BV, many_BV = (
+      np.concatenate(
+        [
+          keep(truncation.TopP(np.tile(p, times)), np.tile(x, (times, 1)))
+          for p, x in zip(
+            np.split(p_B, parts), np.split(logits_BV, parts), strict=True
+          )
+        ]
+      )
+      for parts, times in ((ROWS, 1), (1, 1), (1, 8))
+    )
+    if np.any(alone_BV != few_BV) or np.any(few_BV != many_BV[:ROWS]):
+      yield f'edges of V={num_ids}: top_p at {place:.2f} of the ids'
+
+
 def main() -> None:
   lines = []
   for case in sys.argv[1:]:
     name, size = case.split(':')
-    lines += differing(name, int(size))
+    found = at_edges if name == 'edges' else functools.partial(differing, name)
+    lines += found(int(size))
   print('\n'.join(lines) or 'all rows are the same in every batch')
 
 

@@ -19,6 +19,8 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
   [
     # Of more than 4096 ids only some blocks are read.
     pytest.param(('rules:6000', 'chain:32000'), id='often'),
+    # Where the last bit of a sum decides.
+    pytest.param(('edges:260', 'edges:6000'), id='edges'),
     pytest.param(
       ('rules:32000', 'bat:6000'), id='whole', marks=pytest.mark.slow
     ),
