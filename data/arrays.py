@@ -18,7 +18,7 @@ def offsets(path: pathlib.Path) -> np.ndarray:
         raise ValueError('another version')
       shape, _, dtype = np.lib.format.read_array_header_1_0(file)
     except Exception as error:  # NumPy has a dozen classes for it.
-      reason = ' '.join(str(error).split())
+      reason = ' '.join(str(error).split())[:200]
       raise ValueError(f'{path} is damaged ({reason}); {way_out}') from error
     start = file.tell()
   size = path.stat().st_size - start

@@ -66,7 +66,13 @@ def amazon_rows(reviews: pathlib.Path) -> Iterator[Sequence[object]]:
         )
       # Some copies have whole numbers where the published file has 5.0.
       rating = review['overall']
-      rating = float(rating) if isinstance(rating, int) else rating
+      try:
+        rating = float(rating) if isinstance(rating, int) else rating
+      except OverflowError as error:
+        raise ValueError(
+          f'{place} has overall={str(rating)[:9]}..., no number of stars; get'
+          ' the file anew.'
+        ) from error
       yield [review.get(name, '') for name in _REVIEW[:-1]] + [rating]
 
 

@@ -21,8 +21,8 @@ def parse(text: bytes | str, place: str, way_out: str) -> Any:
     raise ValueError(
       f'{place} is no JSON (byte {error.start} is no UTF-8); {way_out}.'
     ) from error
-  except (ValueError, RecursionError) as error:
-    reason = str(error).splitlines()[0]
+  except (ValueError, RecursionError, MemoryError) as error:
+    reason = (str(error) or 'it needs too much memory').splitlines()[0]
     raise ValueError(f'{place} is no JSON ({reason}); {way_out}.') from error
   if depth_exceeds(value, DEEPEST):
     raise ValueError(

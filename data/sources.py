@@ -166,10 +166,11 @@ class TfdsText:
   def documents(self) -> Iterator[Document]:
     """One document per example of every split."""
     builder = self._builder()
-    if self.feature not in builder.info.features:
+    features = getattr(builder.info.features, 'keys', list)()
+    if self.feature not in features:
       raise ValueError(
         f'TFDS dataset {self.name!r} has no feature {self.feature!r}; it has'
-        f' {sorted(builder.info.features)}, set data.source.feature to one of'
+        f' {sorted(features)}, set data.source.feature to one of'
         ' them.'
       )
     for split in sorted(builder.info.splits):

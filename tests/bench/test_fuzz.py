@@ -284,10 +284,17 @@ _ONCE = [
 
 
 @pytest.mark.parametrize(
-  'name, index', [('schema', 466), ('parquet text', 149)]
+  'name, index, seed',
+  [
+    ('schema', 466, 1),
+    ('parquet text', 149, 1),
+    ('schema', 1915, 6),
+    ('reviews', 147, 6),
+    ('event corpus', 2545, 6),
+  ],
 )
-def test_what_the_long_form_found(name, index):
-  counts = fuzz.try_inputs(fuzz.TARGETS[name], [index], seed=1)
+def test_what_the_long_form_found(name, index, seed):
+  counts = fuzz.try_inputs(fuzz.TARGETS[name], [index], seed=seed)
   assert (counts.refused, counts.crashes) == (1, {})
 
 

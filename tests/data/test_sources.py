@@ -3,6 +3,7 @@
 import os
 import pathlib
 import sysconfig
+import types
 
 import pyarrow
 import pyarrow.parquet
@@ -241,3 +242,12 @@ def test_public_dataset_not_ready_says_the_way_out(tmp_path, data_dir):
     info.write_text(info.read_text().replace('array_record', 'tfrecord'))
   with pytest.raises(ValueError, match='stored as tfrecord'):
     list(sources.TfdsText('public_reviews', 'review', data_dir).documents())
+
+
+def test_tfds_dataset_of_no_named_features(monkeypatch):
+  # As a damaged features.json may describe one.
+  info = types.SimpleNamespace(features=tfds.features.Text())
+  builder = types.SimpleNamespace(info=info)
+  monkeypatch.setattr(sources.TfdsText, '_builder', lambda _: builder)
+  with pytest.raises(ValueError, match=r"no feature 'text'; it has \[\]"):
+    next(sources.TfdsText('toy').documents())
